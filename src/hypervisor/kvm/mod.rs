@@ -1,0 +1,1 @@
+//! rt's own VMM on KVM.

@@ -1,0 +1,163 @@
+//! Virtual machines: what one is to be ([`VmSpec`]), how it is started ([`Hypervisor`]) and used ([`Vm`]).
+//!
+//! Two backends: `kvm`, rt's own VMM, and `qemu`, which also works without KVM. `select` chooses. The VM is the unit:
+//! nobody above this room knows vCPUs, sockets or devices.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+pub mod kvm;
+pub mod qemu;
+
+/// A virtual machine to be started. Plain data.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// The sandbox's ID; only for names that people read (ps, logs).
+    pub id: String,
+    /// 1 to 32.
+    pub vcpus: u8,
+    /// 32 to 65,536.
+    pub memory_mib: u32,
+    /// Uncompressed ELF kernel with a PVH note.
+    pub kernel: PathBuf,
+    /// cpio archive.
+    pub initramfs: PathBuf,
+    /// Added to what the backend's own machine needs on the command line.
+    pub kernel_parameters: String,
+    /// Shows the whole guest console, not only warnings and panics.
+    pub console: bool,
+    /// Exists, private to this sandbox; the backend may keep sockets in it.
+    pub state_dir: PathBuf,
+    /// virtio-fs tag of the share served at the other end of [`VmFds::share`].
+    pub share_tag: String,
+}
+
+/// Descriptors that a VM is started with.
+#[derive(Debug)]
+pub struct VmFds {
+    /// A connected Unix stream socket whose other end serves vhost-user-fs.
+    pub share: OwnedFd,
+}
+
+/// The kinds of backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// rt's own VMM on a KVM that runs stock guests.
+    Kvm,
+    /// QEMU with `-accel kvm` or `-accel tcg`.
+    Qemu,
+}
+
+/// How another process reaches the guest's vsock ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VsockAddress {
+    /// rt's own muxer: connect to this Unix socket, send `CONNECT PORT\n`, read `OK PORT\n`, then the stream.
+    Unix(PathBuf),
+    /// The kernel's vhost-vsock: AF_VSOCK with this CID.
+    Kernel(u32),
+}
+
+/// What a state record keeps of a VM, enough for another process to find it again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmRecord {
+    pub kind: Kind,
+    /// The VMM process.
+    pub pid: i32,
+    /// Field 22 of /proc/PID/stat: together with the pid it names one process for ever.
+    pub start_time: u64,
+    pub vsock: VsockAddress,
+}
+
+/// A way to start virtual machines.
+pub trait Hypervisor {
+    /// Starts the VM and returns as soon as its process runs; the guest is still booting.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing is left behind then.
+    fn launch(&self, spec: &VmSpec, fds: VmFds) -> Result<Box<dyn Vm>, Error>;
+}
+
+/// A started virtual machine. Dropping it kills the VMM process and reaps it.
+pub trait Vm {
+    /// For the state record.
+    fn record(&self) -> VmRecord;
+
+    /// Readable once the VMM process has ended.
+    fn pidfd(&self) -> BorrowedFd<'_>;
+
+    /// The next connection that the guest makes to the host's beacon port (`rt_proto::BEACON_PORT`). Returns early with
+    /// [`Error::Ended`] when the VMM ends first.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`] when `deadline` passes first.
+    fn accept(&mut self, deadline: Instant) -> Result<OwnedFd, Error>;
+
+    /// A stream to a guest's vsock port that is listening.
+    ///
+    /// # Errors
+    /// [`Error::Connect`]
+    fn connect(&self, port: u32) -> Result<OwnedFd, Error>;
+
+    /// Kills the VMM process if it still runs, reaps it, removes what the backend laid into `state_dir`, and tells how it ended. Idempotent.
+    fn end(&mut self) -> Ending;
+}
+
+/// How a VMM process ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ending {
+    /// Exit code or signal in words, for a message.
+    pub status: String,
+    /// What the VMM itself logged last.
+    pub log: String,
+    /// The last lines of the guest's console, made printable.
+    pub console: String,
+    /// Marks of the VMM's timeline: name, CLOCK_MONOTONIC in ns.
+    pub timeline: Vec<(String, u64)>,
+}
+
+/// What this room may fail with.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot use {path}: {reason}")]
+    File { path: PathBuf, reason: String },
+    #[error("cannot use the {backend} hypervisor: {reason}")]
+    Unusable { backend: &'static str, reason: String },
+    #[error("the virtual machine ended ({}) before its agent answered{}", .0.status, .0.tail())]
+    Ended(Box<Ending>),
+    #[error("the guest did not answer before the deadline{}", .0.tail())]
+    Deadline(Box<Ending>),
+    #[error("cannot connect to port {port} of the guest")]
+    Connect {
+        port: u32,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot start the virtual machine: {what}")]
+    Launch {
+        what: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Jail(#[from] crate::jail::Error),
+}
+
+impl Ending {
+    /// The last words of VMM and guest, for the end of an error message; empty when there are none.
+    pub fn tail(&self) -> String {
+        let mut tail = String::new();
+        for (who, text) in [("VMM", &self.log), ("guest", &self.console)] {
+            let lines: Vec<&str> = text.lines().rev().take(8).collect();
+            if !lines.is_empty() {
+                tail.push_str(&format!("; {who}: "));
+                tail.push_str(&lines.into_iter().rev().collect::<Vec<_>>().join(" | "));
+            }
+        }
+        tail
+    }
+}

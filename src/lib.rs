@@ -1,0 +1,18 @@
+//! rt: an OCI runtime that runs every container in its own lightweight virtual machine.
+//!
+//! The rooms depend on each other downwards only:
+//! `cmd -> container -> sandbox -> {share, agent, hypervisor, fsd} -> {devices, jail} -> sys`;
+//! `bundle` and `config` are data that everyone may read. docs/decisions says why.
+
+pub mod agent;
+pub mod bundle;
+pub mod cmd;
+pub mod config;
+pub mod container;
+pub mod devices;
+pub mod fsd;
+pub mod hypervisor;
+pub mod jail;
+pub mod sandbox;
+pub mod share;
+pub mod sys;

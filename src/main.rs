@@ -1,0 +1,3 @@
+fn main() -> std::process::ExitCode {
+    rt::cmd::main()
+}
