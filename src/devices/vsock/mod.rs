@@ -18,6 +18,7 @@ mod connection;
 mod device;
 mod muxer;
 mod packet;
+pub mod vhost_user;
 
 pub use device::{QUEUE_SIZES, VsockDevice};
 
