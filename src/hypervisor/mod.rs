@@ -10,7 +10,9 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 pub mod kvm;
+pub mod process;
 pub mod qemu;
+pub mod vsock;
 
 /// A virtual machine to be started. Plain data.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -32,3 +32,9 @@ pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
     // before anything else could have taken it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
+
+/// Takes ownership of a descriptor that recvmsg(2) just delivered (SCM_RIGHTS).
+pub fn received(number: RawFd) -> OwnedFd {
+    // SAFETY: recvmsg installed the descriptor for this process alone, and its callers hand each number over once.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}
