@@ -1,4 +1,7 @@
 //! Safe wrappers of the system calls that several rooms need. Nothing here knows what a container is.
 
 pub mod clock;
+pub mod credentials;
 pub mod fd;
+pub mod mount;
+pub mod process;
