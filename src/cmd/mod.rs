@@ -1,5 +1,7 @@
 //! The command line.
 
+mod vmtest;
+
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -7,7 +9,9 @@ use std::process::ExitCode;
 pub fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(2).collect();
     match std::env::args().nth(1).as_deref() {
-        Some("vsockd") => crate::devices::vsock::vhost_user::vsockd_main(&args),
+        Some("vsockd") => crate::hypervisor::qemu::vsockd::main(&args),
+        Some("qemu") => crate::hypervisor::qemu::process::main(&args),
+        Some("vmtest") => vmtest::main(&args),
         _ => ExitCode::FAILURE,
     }
 }
