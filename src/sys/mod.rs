@@ -2,3 +2,7 @@
 
 pub mod clock;
 pub mod fd;
+pub mod pidfd;
+pub mod random;
+pub mod terminal;
+pub mod text;
