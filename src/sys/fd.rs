@@ -77,3 +77,9 @@ fn wait(fd: BorrowedFd<'_>, event: PollFlags) -> io::Result<()> {
         Err(error) => Err(error.into()),
     }
 }
+
+/// Takes ownership of a descriptor that recvmsg(2) just delivered (SCM_RIGHTS).
+pub fn received(number: RawFd) -> OwnedFd {
+    // SAFETY: recvmsg installed the descriptor for this process alone, and its callers hand each number over once.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}

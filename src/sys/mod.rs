@@ -4,5 +4,6 @@ pub mod clock;
 pub mod fd;
 pub mod pidfd;
 pub mod random;
+pub mod socket;
 pub mod terminal;
 pub mod text;

@@ -1,0 +1,157 @@
+//! The host's side of rt's own vsock muxer, whichever backend it serves: the CONNECT protocol of its Unix socket, and the
+//! uplink on which it passes the connections that the guest makes.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, IoSliceMut, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::cmsg_space;
+use nix::fcntl::{OFlag, open};
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, VsockAddr, connect, recvmsg, socket,
+};
+use nix::sys::stat::Mode;
+
+/// `OK 4294967295\n`
+const MAX_REPLY: usize = 14;
+
+/// A stream to the guest's `port` through the muxer that listens on `path`.
+///
+/// # Errors
+/// What the sockets say; `ConnectionRefused` when the guest does not listen, `TimedOut` when `deadline` passes,
+/// `InvalidData` when the reply is not `OK PORT`.
+pub fn connect_unix(path: &Path, port: u32, deadline: Instant) -> io::Result<OwnedFd> {
+    let (_directory, path) = short(path)?;
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_write_timeout(Some(left(deadline)?))?;
+    stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
+    // Byte by byte: what follows the line belongs to the stream's user.
+    let mut reply = Vec::with_capacity(MAX_REPLY);
+    while reply.last() != Some(&b'\n') {
+        let mut byte = [0];
+        stream.set_read_timeout(Some(left(deadline)?))?;
+        match stream.read(&mut byte) {
+            Ok(0) => return Err(io::ErrorKind::ConnectionRefused.into()),
+            Ok(_) if reply.len() == MAX_REPLY => return Err(io::ErrorKind::InvalidData.into()),
+            Ok(_) => reply.push(byte[0]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if !reply.starts_with(b"OK ") {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    stream.set_read_timeout(None)?;
+    stream.set_write_timeout(None)?;
+    Ok(stream.into())
+}
+
+/// A stream to `port` of the guest with this CID, through the kernel's vhost-vsock.
+///
+/// # Errors
+/// What socket(2) and connect(2) say; `TimedOut` after `timeout`.
+pub fn connect_kernel(cid: u32, port: u32, timeout: Duration) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
+    crate::sys::socket::set_vsock_connect_timeout(&socket, timeout)?;
+    connect(socket.as_raw_fd(), &VsockAddr::new(cid, port))?;
+    Ok(socket)
+}
+
+/// The socket that `connect_unix` connects to. `path` must not exist.
+///
+/// # Errors
+/// What bind(2) and listen(2) say.
+pub fn listen_unix(path: &Path) -> io::Result<UnixListener> {
+    let (_directory, path) = short(path)?;
+    UnixListener::bind(path)
+}
+
+/// The next guest-initiated connection: one byte with a descriptor beside it.
+///
+/// # Errors
+/// `UnexpectedEof` when the muxer is gone, `InvalidData` for a message without a descriptor.
+pub fn receive_connection(uplink: &UnixStream) -> io::Result<OwnedFd> {
+    let mut byte = [0];
+    let mut parts = [IoSliceMut::new(&mut byte)];
+    let mut space = cmsg_space!(i32);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(uplink.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+    let mut fds = message.cmsgs()?.flat_map(|message| match message {
+        ControlMessageOwned::ScmRights(fds) => fds,
+        _ => Vec::new(),
+    });
+    match (fds.next(), message.bytes) {
+        (Some(fd), _) => Ok(crate::sys::fd::received(fd)),
+        (None, 0) => Err(io::ErrorKind::UnexpectedEof.into()),
+        (None, _) => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// `path` as it fits into a sockaddr_un's 108 bytes, however deep the directory is; valid while the file lives.
+fn short(path: &Path) -> io::Result<(File, PathBuf)> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory =
+        File::from(open(directory, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?);
+    let name = path.file_name().map_or_else(OsString::new, ToOwned::to_owned);
+    let short = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name);
+    Ok((directory, short))
+}
+
+fn left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    /// A muxer's answer to one CONNECT.
+    fn connect_to(reply: &'static [u8]) -> io::Result<OwnedFd> {
+        let directory = tempfile::tempdir().expect("a directory");
+        let deep = directory.path().join("d".repeat(120));
+        std::fs::create_dir(&deep).expect("a directory");
+        let path = deep.join("vsock.sock");
+        let listener = listen_unix(&path).expect("a socket");
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            let mut request = [0; 13];
+            stream.read_exact(&mut request).expect("a request");
+            assert_eq!(&request, b"CONNECT 1024\n");
+            stream.write_all(reply).expect("a reply");
+            if reply.is_empty() {
+                thread::sleep(Duration::from_millis(600))
+            }
+        });
+        let result = connect_unix(&path, 1024, Instant::now() + Duration::from_millis(300));
+        server.join().expect("the server is content");
+        result
+    }
+
+    #[test]
+    fn the_stream_starts_after_the_reply() {
+        let mut stream = UnixStream::from(connect_to(b"OK 77\nhello").expect("connected"));
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("the rest");
+        assert_eq!(text, "hello");
+    }
+
+    #[test]
+    fn other_answers_are_errors() {
+        let kind = |reply| connect_to(reply).expect_err("no connection").kind();
+        assert_eq!(kind(b"NO\n"), io::ErrorKind::InvalidData);
+        assert_eq!(kind(b"OK 123456789012345678\n"), io::ErrorKind::InvalidData);
+        assert_eq!(kind(b"OK"), io::ErrorKind::ConnectionRefused);
+        assert_eq!(kind(b""), io::ErrorKind::TimedOut);
+    }
+}
