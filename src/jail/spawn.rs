@@ -1,12 +1,15 @@
-//! The parent's half: start `rt VERB` with given descriptors and nothing else.
+//! The parent's half: start `rt VERB` in new namespaces, with given descriptors and nothing else.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+
+use nix::sched::CloneFlags;
 
 use super::Error;
+use crate::sys::process::{Program, own_pidfd};
 
 /// One helper process to be started.
 #[derive(Debug)]
@@ -33,7 +36,12 @@ pub struct Child {
 }
 
 impl Spawn {
-    /// Starts the process. It is killed when the calling thread ends (PR_SET_PDEATHSIG, set by the child).
+    /// Starts the process, with an empty environment and, as standard input, a pidfd of this process, by which
+    /// [`enter`](super::enter) sees whether it is still there. It is killed when the *calling thread* ends (PR_SET_PDEATHSIG,
+    /// set by the child): call this on a thread that lasts.
+    ///
+    /// The network namespace is left to the child: making one takes longer than all the others together, and the child
+    /// does it beside the caller.
     ///
     /// # Errors
     /// [`Error::Spawn`] when clone or exec fail.
@@ -43,42 +51,28 @@ impl Spawn {
     }
 
     fn start(self) -> io::Result<Child> {
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0("rt").arg(self.verb).args(&self.args).stdin(Stdio::null());
-        command.stdout(self.stdout.map_or_else(Stdio::null, Stdio::from));
-        command.stderr(self.stderr.map_or_else(Stdio::null, Stdio::from));
-        // First above every target number, so that moving one into place cannot overwrite another.
-        let above = 3 + self.fds.len() as i32;
-        let fds = self
-            .fds
-            .into_iter()
-            .map(|fd| {
-                let high = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(above))?;
-                // SAFETY: F_DUPFD_CLOEXEC returned a new descriptor that nothing else owns.
-                Ok(unsafe { OwnedFd::from_raw_fd(high) })
-            })
-            .collect::<io::Result<Vec<_>>>()?;
-        let moves: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-        // SAFETY: the closure only calls dup2, which is async-signal-safe, on descriptors that outlive it.
-        unsafe {
-            command.pre_exec(move || {
-                for (index, fd) in moves.iter().enumerate() {
-                    if libc::dup2(*fd, 3 + index as i32) < 0 {
-                        return Err(io::Error::last_os_error());
-                    }
-                }
-                Ok(())
-            });
+        let mut arguments = vec![c"rt".to_owned(), CString::new(self.verb)?];
+        for argument in self.args {
+            arguments.push(CString::new(argument.into_vec())?);
         }
-        let child = command.spawn()?;
-        let pid = child.id() as i32;
-        // SAFETY: pidfd_open takes numbers only; the child is not reaped yet, so the pid is its own.
-        let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-        if raw < 0 {
-            return Err(io::Error::last_os_error());
+        let parent = own_pidfd()?;
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        let mut descriptors: Vec<BorrowedFd<'_>> = vec![parent.as_fd()];
+        for stream in [&self.stdout, &self.stderr] {
+            descriptors.push(stream.as_ref().map_or(null.as_fd(), AsFd::as_fd));
         }
-        // SAFETY: pidfd_open returned a new descriptor that nothing else owns.
-        let pidfd = unsafe { OwnedFd::from_raw_fd(raw as i32) };
+        descriptors.extend(self.fds.iter().map(AsFd::as_fd));
+
+        let program = Program {
+            path: c"/proc/self/exe",
+            arguments: &arguments,
+            descriptors: &descriptors,
+            namespaces: CloneFlags::CLONE_NEWPID
+                | CloneFlags::CLONE_NEWNS
+                | CloneFlags::CLONE_NEWIPC
+                | CloneFlags::CLONE_NEWUTS,
+        };
+        let (pid, pidfd) = program.start()?;
         Ok(Child { pid, pidfd })
     }
 }

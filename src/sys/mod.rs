@@ -1,8 +1,11 @@
 //! Safe wrappers of the system calls that several rooms need. Nothing here knows what a container is.
 
 pub mod clock;
+pub mod credentials;
 pub mod fd;
+pub mod mount;
 pub mod pidfd;
+pub mod process;
 pub mod random;
 pub mod socket;
 pub mod terminal;

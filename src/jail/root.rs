@@ -1,0 +1,278 @@
+//! The root directory of a helper: a small read-only tmpfs with nothing in it but what is named here.
+
+use std::ffi::{CStr, CString};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat, mknodat};
+use nix::unistd::{Gid, Uid, fchownat, symlinkat};
+
+use super::{Error, step};
+use crate::sys::mount::{self, Attributes, NODEV, NOEXEC, NOSUID, NOSYMFOLLOW, READONLY};
+
+/// What a helper finds below `/`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Root {
+    /// Nothing: not a file, not /proc.
+    Empty,
+    /// These, in which the host's kernel executes nothing, honours no set-user-ID bit, opens no
+    /// device and follows no symbolic link.
+    Share(Vec<Bind>),
+    /// The host's programs and libraries.
+    System(System),
+}
+
+/// A file or directory of the host, with everything mounted below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bind {
+    /// Absolute path on the host. Symbolic links are followed, as mount(2) does: whoever names a
+    /// source may name any.
+    pub source: PathBuf,
+    /// Where it appears: a relative path of plain names.
+    pub target: PathBuf,
+    pub readonly: bool,
+}
+
+/// For a program of the host's, such as QEMU: /usr, the libraries and the loader's cache, all read-only, and a /dev.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct System {
+    /// Also, such as the kernel to boot.
+    pub extra: Vec<Bind>,
+    /// Beside /dev/null and /dev/urandom. The helper's user owns them.
+    pub devices: Vec<Device>,
+}
+
+/// Device files of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    Kvm,
+    VhostVsock,
+    VhostNet,
+}
+
+impl Device {
+    fn name(self) -> &'static str {
+        match self {
+            Device::Kvm => "kvm",
+            Device::VhostVsock => "vhost-vsock",
+            Device::VhostNet => "vhost-net",
+        }
+    }
+}
+
+const SYSTEM_DIRECTORIES: [&str; 6] = ["usr", "bin", "sbin", "lib", "lib32", "lib64"];
+const SYSTEM_FILES: [&str; 1] = ["etc/ld.so.cache"];
+
+/// What is to be laid into the root, in order.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Plan {
+    /// Name and content.
+    links: Vec<(PathBuf, PathBuf)>,
+    binds: Vec<Bind>,
+    /// On top of READONLY where the bind says so.
+    attributes: Attributes,
+    /// Below `dev`.
+    devices: Vec<&'static str>,
+}
+
+/// Builds the root for user `owner`, attached in this mount namespace and read-only.
+pub(super) fn build(root: &Root, owner: u32) -> Result<OwnedFd, Error> {
+    let plan = plan(root)?;
+    let attributes = NOSUID | NOEXEC | if plan.devices.is_empty() { NODEV } else { 0 };
+    let tree = mount::tmpfs(&[(c"mode", c"755"), (c"size", c"1m")], attributes);
+    let tree = tree.map_err(step("make a tmpfs"))?;
+    mount::attach_over_root(tree.as_fd()).map_err(step("attach a tmpfs"))?;
+    for (name, content) in &plan.links {
+        let link = symlinkat(content.as_path(), &tree, name.as_path());
+        link.map_err(|errno| path_error("make a symbolic link", name, errno))?;
+    }
+    for bind in &plan.binds {
+        lay(bind, plan.attributes, tree.as_fd())?;
+    }
+    for name in &plan.devices {
+        lay_device(name, owner, tree.as_fd())?;
+    }
+    mount::set_attributes(tree.as_fd(), READONLY, false).map_err(step("make the root read-only"))?;
+    Ok(tree)
+}
+
+fn plan(root: &Root) -> Result<Plan, Error> {
+    let mut plan = match root {
+        Root::Empty => Plan::default(),
+        Root::Share(binds) => {
+            let attributes = NOSUID | NODEV | NOEXEC | NOSYMFOLLOW;
+            Plan { binds: binds.clone(), attributes, ..Plan::default() }
+        }
+        Root::System(system) => {
+            let mut plan = Plan { attributes: NOSUID | NODEV, ..Plan::default() };
+            for name in SYSTEM_DIRECTORIES.iter().chain(&SYSTEM_FILES) {
+                let (source, target) = (Path::new("/").join(name), PathBuf::from(name));
+                match fs::read_link(&source) {
+                    Ok(content) => plan.links.push((target, content)),
+                    Err(_) if source.exists() => plan.binds.push(Bind { source, target, readonly: true }),
+                    Err(_) => {}
+                }
+            }
+            plan.devices = vec!["null", "urandom"];
+            plan.devices.extend(system.devices.iter().map(|device| device.name()));
+            plan.binds.extend(system.extra.iter().cloned());
+            plan
+        }
+    };
+    // A target is made inside the root before something is mounted on it: never inside what a bind already brought there.
+    plan.binds.sort_by(|a, b| a.target.cmp(&b.target));
+    for bind in &plan.binds {
+        check_target(&bind.target)?;
+    }
+    for pair in plan.binds.windows(2) {
+        if pair[1].target.starts_with(&pair[0].target) {
+            return Err(target_error(&pair[1].target, "another one is at or above it"));
+        }
+    }
+    Ok(plan)
+}
+
+fn check_target(target: &Path) -> Result<(), Error> {
+    let plain: PathBuf = target.components().filter(|c| matches!(c, Component::Normal(_))).collect();
+    // Compared as bytes: `components` also overlooks `//`, a final `/`, and `.` in the middle.
+    if plain.as_os_str().is_empty() || plain.as_os_str() != target.as_os_str() {
+        return Err(target_error(target, "not a relative path of plain names"));
+    }
+    Ok(())
+}
+
+fn target_error(target: &Path, reason: &'static str) -> Error {
+    Error::Target { target: target.to_owned(), reason }
+}
+
+fn path_error(what: &'static str, path: &Path, source: impl Into<io::Error>) -> Error {
+    Error::Path { what, path: path.to_owned(), source: source.into() }
+}
+
+fn lay(bind: &Bind, mut attributes: Attributes, root: BorrowedFd<'_>) -> Result<(), Error> {
+    let tree = mount::clone_tree(&bind.source, true);
+    let tree = tree.map_err(|error| path_error("open it", &bind.source, error))?;
+    if bind.readonly {
+        attributes |= READONLY;
+    }
+    match mount::set_attributes(tree.as_fd(), attributes, true) {
+        // Linux before 5.14 has no NOSYMFOLLOW. The file server opens with O_NOFOLLOW in any case.
+        Err(error) if is(&error, Errno::EINVAL) && attributes & NOSYMFOLLOW != 0 => {
+            mount::set_attributes(tree.as_fd(), attributes & !NOSYMFOLLOW, true)
+        }
+        result => result,
+    }
+    .map_err(|error| path_error("restrict its mount", &bind.source, error))?;
+    // Asked of what was opened, so that nobody can put another kind of file in its place in between.
+    let kind = fstat(&tree).map_err(|errno| path_error("look at it", &bind.source, errno))?.st_mode;
+    let directory = kind & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits();
+    let (parent, name) = make_target(root, &bind.target, directory)
+        .map_err(|error| path_error("make a place for it", &bind.source, error))?;
+    mount::attach(tree.as_fd(), parent.as_fd(), &name)
+        .map_err(|error| path_error("attach it", &bind.source, error))
+}
+
+fn is(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno as i32)
+}
+
+/// Makes a directory or an empty file for something to be mounted on; its parent directory and last name.
+fn make_target(root: BorrowedFd<'_>, target: &Path, directory: bool) -> io::Result<(OwnedFd, CString)> {
+    let mut parent = root.try_clone_to_owned()?;
+    let mut names = target.iter().peekable();
+    while let Some(name) = names.next() {
+        let name = CString::new(name.as_bytes())?;
+        let last = names.peek().is_none();
+        if last && !directory {
+            mknodat(&parent, name.as_c_str(), SFlag::S_IFREG, Mode::from_bits_truncate(0o644), 0)?;
+        } else {
+            match mkdirat(&parent, name.as_c_str(), Mode::from_bits_truncate(0o755)) {
+                Err(Errno::EEXIST) if !last => {}
+                result => result?,
+            }
+        }
+        if last {
+            return Ok((parent, name));
+        }
+        parent = open_directory(parent.as_fd(), &name)?;
+    }
+    Err(Errno::ENOENT.into())
+}
+
+fn open_directory(parent: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(openat(parent, name, flags, Mode::empty())?)
+}
+
+/// Makes a device file of the same number as the host's. Not a bind mount: the helper's user could not open that, and
+/// the host's own file must keep its owner.
+fn lay_device(name: &str, owner: u32, root: BorrowedFd<'_>) -> Result<(), Error> {
+    let source = Path::new("/dev").join(name);
+    let host = fs::metadata(&source).map_err(|error| path_error("look at it", &source, error))?;
+    if !host.file_type().is_char_device() {
+        return Err(path_error("use it", &source, Errno::ENODEV));
+    }
+    let make = || -> io::Result<()> {
+        let (parent, name) = make_target(root, &Path::new("dev").join(name), false)?;
+        nix::unistd::unlinkat(&parent, name.as_c_str(), nix::unistd::UnlinkatFlags::NoRemoveDir)?;
+        mknodat(&parent, name.as_c_str(), SFlag::S_IFCHR, Mode::from_bits_truncate(0o600), host.rdev())?;
+        let (uid, gid) = (Uid::from_raw(owner), Gid::from_raw(owner));
+        Ok(fchownat(&parent, name.as_c_str(), Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?)
+    };
+    make().map_err(|error| path_error("make a device file like it", &source, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn share(targets: &[&str]) -> Result<Plan, Error> {
+        let bind = |target: &&str| Bind { source: "/".into(), target: target.into(), readonly: false };
+        plan(&Root::Share(targets.iter().map(bind).collect()))
+    }
+
+    #[test]
+    fn a_target_is_a_relative_path_of_plain_names() {
+        for good in ["a", "a/rootfs", "a/mounts/3", "...", "a b", "ä"] {
+            share(&[good]).unwrap();
+        }
+        for bad in ["", "/", "/a", ".", "..", "a/..", "../a", "./a", "a/./b", "a//b", "a/", "a/../b"] {
+            let error = share(&[bad]).unwrap_err();
+            assert!(matches!(error, Error::Target { .. }), "{bad:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_laid_into_what_another_bind_brought() {
+        share(&["a/rootfs", "a/mounts/0", "a/rootfs2", "b/rootfs"]).unwrap();
+        for bad in [["a", "a"], ["a", "a/b"], ["a/b/c", "a/b"]] {
+            assert!(share(&bad).unwrap_err().to_string().contains("at or above"), "{bad:?}");
+        }
+        let system = System {
+            extra: vec![Bind { source: "/etc".into(), target: "usr/etc".into(), readonly: true }],
+            devices: vec![],
+        };
+        assert!(matches!(plan(&Root::System(system)), Err(Error::Target { .. })));
+    }
+
+    #[test]
+    fn a_share_can_neither_execute_nor_follow() {
+        let plan = share(&["a"]).unwrap();
+        assert_eq!(plan.attributes, NOSUID | NODEV | NOEXEC | NOSYMFOLLOW);
+        assert!(plan.devices.is_empty() && plan.links.is_empty());
+    }
+
+    #[test]
+    fn a_system_has_libraries_and_the_devices_asked_for() {
+        let plan = plan(&Root::System(System { devices: vec![Device::Kvm], ..System::default() })).unwrap();
+        assert!(plan.binds.iter().any(|bind| bind.source == Path::new("/usr") && bind.readonly));
+        assert_eq!(plan.devices, ["null", "urandom", "kvm"]);
+        assert_eq!(plan.attributes, NOSUID | NODEV);
+    }
+}

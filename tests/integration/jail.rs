@@ -1,0 +1,202 @@
+//! What is left to a jailed process, seen from outside. The process is this binary again: it has a main of its own, since
+//! a test of the usual harness is a second thread. Needs root.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use rt::jail::{self, Bind, Child, Device, Jail, Limits, Root, Spawn, System, User, enter};
+use rt::sys::{fd, process};
+
+const LIMITS: Limits = Limits { open_files: 1_000_000, threads: 16, file_size: None };
+
+fn main() {
+    if std::env::args().nth(1).as_deref() == Some("jailed") {
+        return jailed();
+    }
+    let checks: [(&str, fn()); 6] = [
+        ("a sealed process has nothing", a_sealed_process_has_nothing),
+        ("a share holds its entries and nothing else", a_share_holds_its_entries_and_nothing_else),
+        ("a system is read-only and has few devices", a_system_is_read_only_and_has_few_devices),
+        ("a device opens for the helper", a_device_opens_for_the_helper),
+        ("dies with the thread that started it", dies_with_the_thread_that_started_it),
+        ("does not enter outside of new namespaces", does_not_enter_outside_of_new_namespaces),
+    ];
+    for (name, check) in checks {
+        check();
+        println!("jail: {name} ... ok");
+    }
+}
+
+/// The child: enters the jail that it is told to, says so, and stays until told otherwise.
+fn jailed() {
+    let socket = fd::inherited(3).unwrap();
+    let mut socket = UnixStream::from(socket);
+    let mut kind = [0];
+    socket.read_exact(&mut kind).unwrap();
+    let root = match kind[0] {
+        b's' => Root::Share(vec![
+            Bind { source: "/etc".into(), target: "c1/rootfs".into(), readonly: true },
+            Bind { source: "/etc/hostname".into(), target: "c1/mounts/0".into(), readonly: false },
+        ]),
+        b'q' | b'd' => {
+            let extra =
+                vec![Bind { source: "/etc/hostname".into(), target: "kernel".into(), readonly: true }];
+            let devices = if Path::new("/dev/kvm").exists() { vec![Device::Kvm] } else { vec![] };
+            Root::System(System { extra, devices })
+        }
+        _ => Root::Empty,
+    };
+    let mut jail = Jail { root, ..Jail::sealed(LIMITS) };
+    if kind[0] == b's' {
+        jail.user = User::Root;
+        jail.capabilities = &[caps::Capability::CAP_CHOWN];
+    }
+    match enter(&jail) {
+        // The device's own answer to an open: what a program in the jail would get.
+        Ok(()) if kind[0] == b'd' => {
+            let opened = fs::File::options().read(true).write(true).open("/dev/kvm");
+            socket.write_all(if opened.is_ok() { b"in" } else { b"cannot open" }).unwrap();
+        }
+        Ok(()) => socket.write_all(b"in").unwrap(),
+        Err(error) => socket.write_all(format!("{error:?}").as_bytes()).unwrap(),
+    }
+    let _ = socket.read(&mut kind);
+}
+
+fn spawn(kind: u8) -> (Child, UnixStream) {
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let child =
+        Spawn { verb: "jailed", args: vec![], fds: vec![OwnedFd::from(theirs)], stdout: None, stderr: None };
+    let child = child.spawn().unwrap();
+    ours.write_all(&[kind]).unwrap();
+    (child, ours)
+}
+
+fn entered(kind: u8) -> (Child, UnixStream) {
+    let (child, mut socket) = spawn(kind);
+    let mut answer = [0; 400];
+    let length = socket.read(&mut answer).unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer[..length]), "in");
+    (child, socket)
+}
+
+fn status(child: &Child, field: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{}/status", child.pid)).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    line.unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn listing(child: &Child, path: &str) -> Vec<String> {
+    let entries = fs::read_dir(format!("/proc/{}/root/{path}", child.pid)).unwrap();
+    let names: BTreeSet<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.into_iter().collect()
+}
+
+fn end(child: Child) {
+    process::kill(child.pidfd.as_fd());
+    assert_eq!(process::reap(child.pid), "killed by SIGKILL");
+}
+
+fn a_sealed_process_has_nothing() {
+    let (child, _socket) = entered(b'e');
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(status(&child, set), "0000000000000000", "{set}");
+    }
+    assert_eq!(status(&child, "NoNewPrivs"), "1");
+    assert!(status(&child, "NSpid").ends_with(" 1"));
+    let uid = (jail::FIRST_UID + child.pid as u32).to_string();
+    assert_eq!(status(&child, "Uid"), [&uid[..]; 4].join(" "));
+    assert_eq!(status(&child, "Gid"), [&uid[..]; 4].join(" "));
+    assert_eq!(status(&child, "Groups"), "");
+
+    assert!(listing(&child, "").is_empty());
+    let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", child.pid)).unwrap();
+    assert_eq!(mounts.lines().count(), 1, "{mounts}");
+    assert!(mounts.contains(" / / ro,nosuid,nodev,noexec"), "{mounts}");
+
+    let proc = format!("/proc/{}", child.pid);
+    let descriptors: BTreeSet<_> =
+        fs::read_dir(format!("{proc}/fd")).unwrap().map(|fd| fd.unwrap().file_name()).collect();
+    assert_eq!(descriptors, ["0", "1", "2", "3"].map(Into::into).into());
+    // The host's, whose mount is gone.
+    assert_eq!(fs::read_link(format!("{proc}/fd/0")).unwrap(), Path::new("/null"));
+    assert!(fs::read(format!("{proc}/environ")).unwrap().is_empty());
+    for namespace in ["mnt", "pid", "ipc", "uts", "net"] {
+        let of = |who: &str| fs::read_link(format!("/proc/{who}/ns/{namespace}")).unwrap();
+        assert_ne!(of("self"), of(&child.pid.to_string()), "{namespace}");
+    }
+    let limits = fs::read_to_string(format!("{proc}/limits")).unwrap();
+    let limit = |name: &str| {
+        let line = limits.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(limit("Max core file size"), "0 0");
+    assert_eq!(limit("Max locked memory"), "0 0");
+    assert_eq!(limit("Max processes"), "16 16");
+    end(child);
+}
+
+fn a_share_holds_its_entries_and_nothing_else() {
+    let (child, _socket) = entered(b's');
+    assert_eq!(status(&child, "CapEff"), "0000000000000001");
+    assert_eq!(status(&child, "CapBnd"), "0000000000000001");
+    assert_eq!(status(&child, "Uid"), "0 0 0 0");
+    assert_eq!(listing(&child, ""), ["c1"]);
+    assert_eq!(listing(&child, "c1"), ["mounts", "rootfs"]);
+    assert_eq!(listing(&child, "c1/mounts"), ["0"]);
+    assert!(listing(&child, "c1/rootfs").contains(&"hostname".to_owned()));
+    let read = |path: &str| fs::read(format!("/proc/{}/root/{path}", child.pid)).unwrap();
+    assert_eq!(read("c1/mounts/0"), fs::read("/etc/hostname").unwrap());
+
+    let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", child.pid)).unwrap();
+    assert_eq!(mounts.lines().count(), 3, "{mounts}");
+    assert!(mounts.contains(" /c1/rootfs ro,nosuid,nodev,noexec"), "{mounts}");
+    assert!(mounts.contains(" /c1/mounts/0 rw,nosuid,nodev,noexec"), "{mounts}");
+    end(child);
+}
+
+fn a_system_is_read_only_and_has_few_devices() {
+    let (child, _socket) = entered(b'q');
+    let root = listing(&child, "");
+    assert!(root.contains(&"usr".to_owned()) && root.contains(&"kernel".to_owned()), "{root:?}");
+    for absent in ["proc", "sys", "home", "root", "tmp", "var", "run"] {
+        assert!(!root.contains(&absent.to_owned()), "{root:?}");
+    }
+    assert_eq!(listing(&child, "etc"), ["ld.so.cache"]);
+    let devices = listing(&child, "dev");
+    assert_eq!(&devices[devices.len() - 2..], ["null", "urandom"]);
+    let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", child.pid)).unwrap();
+    for mount in mounts.lines() {
+        assert!(mount.contains(" ro,nosuid"), "{mount}");
+    }
+    end(child);
+}
+
+fn a_device_opens_for_the_helper() {
+    if fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        return println!("jail: skipped: this host has no /dev/kvm that opens");
+    }
+    let (child, _socket) = entered(b'd');
+    end(child);
+}
+
+fn dies_with_the_thread_that_started_it() {
+    let (child, socket) = std::thread::spawn(|| entered(b'e')).join().unwrap();
+    let mut ended = [PollFd::new(child.pidfd.as_fd(), PollFlags::POLLIN)];
+    let limit = PollTimeout::try_from(Duration::from_secs(20)).unwrap();
+    assert_eq!(poll(&mut ended, limit).unwrap(), 1, "still there");
+    drop(socket);
+    assert_eq!(process::reap(child.pid), "killed by SIGKILL");
+}
+
+fn does_not_enter_outside_of_new_namespaces() {
+    let error = enter(&Jail::sealed(LIMITS)).unwrap_err();
+    assert!(matches!(error, jail::Error::NotSpawned(_)), "{error}");
+}
