@@ -1,1 +1,3 @@
-//! (devices)
+//! Virtio devices, apart from their transport.
+
+pub mod vsock;
