@@ -17,8 +17,9 @@ set -Eeuo pipefail
 shopt -s inherit_errexit
 
 series=6.12
-# Built into neither Debian's kernel nor replaceable by what is: transports and devices of the guest, overlay, and
-# binfmt_misc and autofs, which systemd in a container asks for. Dependencies are found and put first.
+# What the guest needs and Debian's kernel lacks built in: transports and devices of the guest, overlay, tun and veth.
+# Dependencies are found and put first. What it lacks beside these (netfilter, bridge: containers in the container) only
+# the tuned kernel has.
 quick_modules="virtio_mmio vmw_vsock_virtio_transport overlay virtio_net virtio_blk virtio-rng virtio_balloon virtio_mem tun veth"
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -91,9 +92,11 @@ extract_vmlinux() {
   $unpack "$work/payload" >"$3" || die "$1 could not be decompressed"
 }
 
-# strip_vmlinux IN OUT: without symbols and relocations, and without pages that would only be copied to be all zero.
+# strip_vmlinux IN OUT: without symbols and relocations; the gaps that align its segments to 2 MiB are holes in the file.
 strip_vmlinux() {
-  objcopy --strip-all -R .comment -R '.rela*' "$1" "$2"
+  objcopy --strip-all -R .comment -R '.rela*' "$1" "$2.dense"
+  cp --sparse=always "$2.dense" "$2"
+  rm "$2.dense"
   readelf -n "$2" 2>/dev/null | grep -q 'Xen' || die "$2 has no PVH note: it cannot be booted"
 }
 
@@ -115,12 +118,11 @@ pack_module() { # NAME; uses pack_modules' from and to
     grep -q "/${name//[-_]/[-_]}\.ko$" "$from/modules.builtin" || die "$package has no module $name, nor is it built in"
     return 0
   fi
-  case $file in *.xz) xz -dc "$file" ;; *.zst) zstd -dcq "$file" ;; *.gz) gzip -dc "$file" ;; *) cat "$file" ;; esac >"$work/module.ko"
-  for dependency in $(objcopy -O binary --only-section=.modinfo "$work/module.ko" /dev/stdout | tr '\0' '\n' | sed -n 's/^depends=//p' | tr ',' ' '); do
+  case $file in *.xz) xz -dc "$file" ;; *.zst) zstd -dcq "$file" ;; *.gz) gzip -dc "$file" ;; *) cat "$file" ;; esac >"$work/$name.ko"
+  for dependency in $(objcopy -O binary --only-section=.modinfo "$work/$name.ko" /dev/stdout | tr '\0' '\n' | sed -n 's/^depends=//p' | tr ',' ' '); do
     pack_module "$dependency"
   done
-  case $file in *.xz) xz -dc "$file" ;; *.zst) zstd -dcq "$file" ;; *.gz) gzip -dc "$file" ;; *) cat "$file" ;; esac >"$work/module.ko"
-  strip --strip-debug -R .BTF -R .comment -o "$to/$name.ko" "$work/module.ko"
+  strip --strip-debug -R .BTF -R .comment -o "$to/$name.ko" "$work/$name.ko"
   echo "$name" >>"$to/order"
 }
 
@@ -167,7 +169,7 @@ progress() {
     sleep 1
     [ $SECONDS -lt $objects ] || {
       objects=$((SECONDS + 30))
-      say "$(grep -cE '^  (CC|AS|LD) ' "$log" || true) of about 2000 objects, $((SECONDS - start)) s"
+      say "$(grep -cE '^  (CC|AS|LD) ' "$log" || true) of about 2300 objects, $((SECONDS - start)) s"
     }
   done
   wait "$1"
