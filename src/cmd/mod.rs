@@ -1,10 +1,9 @@
 //! The command line: flags to a request, one call, error to exit code. No logic of its own.
 
-mod log;
 mod run;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -12,7 +11,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::config::Config;
 use crate::hypervisor::Kind;
 use crate::sandbox::Timeline;
-use crate::{fsd, hypervisor, sys};
+use crate::{devices, fsd, hypervisor, log, sys};
 
 /// rt's own failures; a container's exit code is passed on.
 const FAILURE: u8 = 1;
@@ -45,7 +44,7 @@ struct Global {
     log: Option<PathBuf>,
     /// Form of the log
     #[arg(long, value_enum, default_value = "text")]
-    log_format: LogFormat,
+    log_format: log::Format,
     /// Directory of the containers' state [default: /run/rt, or $XDG_RUNTIME_DIR/rt for other users than root]
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
@@ -55,12 +54,6 @@ struct Global {
     /// Print the version
     #[arg(short, long, action = clap::ArgAction::Version)]
     version: Option<bool>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -79,6 +72,10 @@ enum Verb {
 }
 
 impl Global {
+    fn log(&self) -> log::Settings {
+        log::Settings { file: self.log.clone(), format: self.log_format, debug: self.debug }
+    }
+
     fn root(&self) -> PathBuf {
         match (&self.root, std::env::var_os("XDG_RUNTIME_DIR")) {
             (Some(root), _) => root.clone(),
@@ -123,9 +120,9 @@ pub fn main() -> ExitCode {
 fn hidden(arguments: &[OsString]) -> Option<ExitCode> {
     let rest = arguments.get(2..).unwrap_or_default();
     match arguments.get(1)?.to_str()? {
-        "vmm" => Some(hypervisor::kvm::main(rest)),
+        "vmm" => Some(hypervisor::kvm::vmm_main(rest)),
         "fsd" => Some(fsd::main(rest)),
-        "vsockd" => Some(hypervisor::qemu::vsockd::main(rest)),
+        "vsockd" => Some(devices::vsock::vhost_user::vsockd_main(rest)),
         "qemu" => Some(hypervisor::qemu::process::main(rest)),
         _ => None,
     }
@@ -133,17 +130,19 @@ fn hidden(arguments: &[OsString]) -> Option<ExitCode> {
 
 fn dispatch(arguments: &Arguments, timeline: Timeline) -> ExitCode {
     let global = &arguments.global;
-    let (name, result) = match log::start(global) {
-        Err(error) => ("log", Err(error)),
-        Ok(()) => match &arguments.verb {
-            Verb::Run(run) => ("run", configured().and_then(|config| run.run(global, &config, timeline))),
-        },
+    if let Err(error) = global.log().start() {
+        let path = global.log.as_deref().unwrap_or(Path::new("")).display();
+        eprintln!("cannot open the log file {path}: {error}");
+        return ExitCode::from(FAILURE);
+    }
+    let (name, result) = match &arguments.verb {
+        Verb::Run(run) => ("run", configured().and_then(|config| run.run(global, &config, timeline))),
     };
     sys::terminal::restore();
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            log::failure(global, &format!("rt {name} failed: {}", log::chain(&*error)));
+            global.log().failure(&format!("rt {name} failed: {}", log::chain(&*error)));
             ExitCode::from(FAILURE)
         }
     }

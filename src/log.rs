@@ -6,47 +6,84 @@
 
 use std::error::Error;
 use std::fmt::{self, Write as _};
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::SystemTime;
 
-use anyhow::Context;
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::fmt::format::{DefaultFields, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, SubscriberBuilder};
 use tracing_subscriber::registry::LookupSpan;
 
-use super::{Global, LogFormat};
-
-/// Sends the log where the flags say.
-pub fn start(global: &Global) -> anyhow::Result<()> {
-    let level = match (&global.log, global.debug) {
-        (_, true) => LevelFilter::DEBUG,
-        (Some(_), false) => LevelFilter::INFO,
-        (None, false) if io::stderr().is_terminal() => LevelFilter::WARN,
-        (None, false) => LevelFilter::ERROR,
-    };
-    let log = tracing_subscriber::fmt().with_max_level(level).event_format(Logrus(global.log_format));
-    match &global.log {
-        None => log.with_writer(io::stderr).init(),
-        Some(path) => {
-            let file = OpenOptions::new().append(true).create(true).open(path);
-            let file = file.with_context(|| format!("cannot open the log file {}", path.display()))?;
-            log.with_writer(Mutex::new(file)).init();
-        }
-    }
-    Ok(())
+/// The form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    Text,
+    Json,
 }
 
-/// Tells the error that ends rt.
-pub fn failure(global: &Global, text: &str) {
-    tracing::error!("{text}");
-    if global.log.is_some() || !tracing::enabled!(Level::ERROR) {
-        eprintln!("{text}");
+/// Where the log goes. Plain data.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Settings {
+    pub file: Option<PathBuf>,
+    pub format: Format,
+    pub debug: bool,
+}
+
+impl Settings {
+    /// Starts the log of a command.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn start(&self) -> io::Result<()> {
+        let level = match (&self.file, self.debug) {
+            (_, true) => LevelFilter::DEBUG,
+            (Some(_), false) => LevelFilter::INFO,
+            (None, false) if io::stderr().is_terminal() => LevelFilter::WARN,
+            (None, false) => LevelFilter::ERROR,
+        };
+        match &self.file {
+            None => self.subscriber(level).with_writer(io::stderr).init(),
+            Some(path) => self.subscriber(level).with_writer(Mutex::new(open(path)?)).init(),
+        }
+        Ok(())
     }
+
+    /// Starts the log of a monitor in a process of its own: to the file or nowhere, since standard error
+    /// is the container's.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn start_in_monitor(&self) -> io::Result<()> {
+        let level = if self.debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
+        if let Some(path) = &self.file {
+            self.subscriber(level).with_writer(Mutex::new(open(path)?)).init();
+        }
+        Ok(())
+    }
+
+    /// Tells the error that ends rt: as the log's last line, and plainly where that line does not go to standard error.
+    pub fn failure(&self, text: &str) {
+        tracing::error!("{text}");
+        if self.file.is_some() || !tracing::enabled!(Level::ERROR) {
+            eprintln!("{text}");
+        }
+    }
+
+    fn subscriber(&self, level: LevelFilter) -> SubscriberBuilder<DefaultFields, Logrus, LevelFilter> {
+        tracing_subscriber::fmt().with_max_level(level).event_format(Logrus(self.format))
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).open(path)
 }
 
 /// An error with its sources on one line, each said once.
@@ -60,7 +97,7 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-struct Logrus(LogFormat);
+struct Logrus(Format);
 
 impl<S, N> FormatEvent<S, N> for Logrus
 where
@@ -83,14 +120,14 @@ where
             Level::DEBUG | Level::TRACE => "debug",
         };
         match self.0 {
-            LogFormat::Text => {
+            Format::Text => {
                 write!(writer, "time=\"{time}\" level={level} msg={:?}", fields.message)?;
                 for (name, value) in &fields.others {
                     write!(writer, " {name}={value:?}")?;
                 }
                 writeln!(writer)
             }
-            LogFormat::Json => {
+            Format::Json => {
                 let mut object = serde_json::Map::new();
                 object.insert("level".into(), level.into());
                 object.insert("msg".into(), fields.message.into());
