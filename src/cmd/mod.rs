@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::config::Config;
 use crate::hypervisor::Kind;
 use crate::sandbox::Timeline;
-use crate::{devices, fsd, hypervisor, log, sys};
+use crate::{fsd, hypervisor, log, sys};
 
 /// rt's own failures; a container's exit code is passed on.
 const FAILURE: u8 = 1;
@@ -122,7 +122,7 @@ fn hidden(arguments: &[OsString]) -> Option<ExitCode> {
     match arguments.get(1)?.to_str()? {
         "vmm" => Some(hypervisor::kvm::vmm_main(rest)),
         "fsd" => Some(fsd::main(rest)),
-        "vsockd" => Some(devices::vsock::vhost_user::vsockd_main(rest)),
+        "vsockd" => Some(hypervisor::qemu::vsockd::main(rest)),
         "qemu" => Some(hypervisor::qemu::process::main(rest)),
         _ => None,
     }

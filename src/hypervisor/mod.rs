@@ -82,6 +82,11 @@ pub trait Hypervisor {
     /// # Errors
     /// [`Error`]; nothing is left behind then.
     fn launch(&self, spec: &VmSpec, fds: VmFds) -> Result<Box<dyn Vm>, Error>;
+
+    /// Whether software executes the guest's instructions: then everything in it takes several times as long.
+    fn emulates(&self) -> bool {
+        false
+    }
 }
 
 /// A started virtual machine. Dropping it kills the VMM process and reaps it.

@@ -74,6 +74,15 @@ pub fn listen_unix(path: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(path)
 }
 
+/// A connection to a listener of rt's own, without the protocol.
+///
+/// # Errors
+/// What connect(2) says.
+pub fn connect_plain(path: &Path) -> io::Result<UnixStream> {
+    let (_directory, path) = short(path)?;
+    UnixStream::connect(path)
+}
+
 /// The next guest-initiated connection: one byte with a descriptor beside it.
 ///
 /// # Errors

@@ -1,10 +1,9 @@
 //! virtio-vsock: byte streams between host and guest, virtio 1.2 §5.10.
 //!
-//! The device knows no transport: whoever owns the queues (the built-in VMM's virtio-mmio, or [`vhost_user`] for QEMU) calls
+//! The device knows no transport: whoever owns the queues (the built-in VMM's virtio-mmio, or `rt vsockd` for QEMU) calls
 //! [`VsockDevice`] with guest memory and a queue. In layers, each knowing only the ones below it:
 //!
 //! ```text
-//!   vhost_user   vsock for QEMU: `rt vsockd`, a process of its own
 //!   device       queues, notifications, configuration space
 //!   muxer        which packet belongs to which connection; host sockets; whose turn it is
 //!   connection   one connection's state machine: credit, half-close, reset
@@ -18,7 +17,6 @@ mod connection;
 mod device;
 mod muxer;
 mod packet;
-pub mod vhost_user;
 
 pub use device::{QUEUE_SIZES, VsockDevice};
 

@@ -3,7 +3,7 @@
 //! Started by the QEMU backend with three descriptors: [`LINK`], a Unix listener at which QEMU's connection already
 //! waits, then the listener and the uplink of [`VsockDevice`]. It ends when QEMU closes its connection.
 //!
-//! Two threads, given by vhost-user-backend: the main one answers QEMU's requests, `vring_worker` moves packets. QEMU itself
+//! Threads are the library's: `vsock` answers QEMU's requests, `vring_worker` moves packets, the main one waits for the end. QEMU itself
 //! serves the event queue.
 
 use std::ffi::OsString;
@@ -20,7 +20,8 @@ use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
-use super::{Error, VsockDevice};
+use crate::devices::vsock::{Error, VsockDevice};
+use crate::jail::{self, Jail, Limits};
 use crate::sys::fd::inherited;
 
 /// Descriptor: a listener whose one connection is QEMU's.
@@ -38,11 +39,15 @@ const TX: usize = 1;
 const QUEUES: usize = 2;
 /// QEMU's virtio-mmio lets the driver choose any size up to this, whatever the device had in mind.
 const MAX_QUEUE_SIZE: u16 = 1024;
+/// Main, the library's request and worker threads.
+const THREADS: u64 = 3;
+/// For 1023 connections, guest memory, and rings.
+const OPEN_FILES: u64 = 1100;
 /// Event number of the host's sockets; up to [`QUEUES`] they are the library's.
 const HOST: u16 = QUEUES as u16 + 1;
 
 /// The verb; `args` is the sandbox's ID, for ps(1).
-pub fn vsockd_main(_args: &[OsString]) -> ExitCode {
+pub fn main(_args: &[OsString]) -> ExitCode {
     match serve() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -56,7 +61,7 @@ fn serve() -> anyhow::Result<()> {
     let link = UnixListener::from(inherited(LINK)?);
     let listener = UnixListener::from(inherited(LISTENER)?);
     let uplink = UnixStream::from(inherited(UPLINK)?);
-    // JAIL: jail::enter(empty root, no capabilities) belongs here, before the first thread.
+    jail::enter(&Jail::sealed(Limits { open_files: OPEN_FILES, threads: THREADS, file_size: None }))?;
 
     let device = VsockDevice::new(u64::from(rt_proto::GUEST_CID), listener, uplink)?;
     let sockets = device.epoll_fd().as_raw_fd();

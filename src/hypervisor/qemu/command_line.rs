@@ -1,0 +1,102 @@
+//! QEMU's command line: a pure function of [`VmSpec`] and accelerator.
+//!
+//! The machine is a q35 without firmware to speak of: qboot, which jumps straight to the kernel's PVH entry, no ACPI, none of
+//! the chipset's optional devices. It starts as fast as microvm (docs/decisions/0004-qemu-machine.md has the figures) and, unlike
+//! it, has a PCI bus without ACPI, where also a distribution's kernel finds its devices.
+
+use std::ffi::OsString;
+
+use super::super::VmSpec;
+
+/// What executes the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accelerator {
+    Kvm,
+    /// QEMU's software emulation.
+    Tcg,
+}
+
+/// Where the jail has the kernel; relative to its root.
+pub const KERNEL: &str = "kernel";
+/// Where the jail has the initramfs.
+pub const INITRAMFS: &str = "initramfs";
+/// Descriptor: vhost-user to the file server.
+const SHARE_FD: u32 = 3;
+/// Descriptor: vhost-user to vsockd.
+const VSOCK_FD: u32 = 4;
+/// Descriptor: QMP.
+const MONITOR_FD: u32 = 5;
+
+/// On every machine that QEMU makes here.
+///
+/// - `reboot=t panic=-1`: without ACPI a guest ends by a triple fault, which `-no-reboot` makes the end of QEMU.
+/// - `no_timer_check`, `noreplace-smp`, `cryptomgr.notests`: checks whose answers are known here.
+/// - `earlyprintk`: with `quiet` only what comes before the end of a broken guest.
+const PARAMETERS: &str = "acpi=off reboot=t panic=-1 no_timer_check noreplace-smp cryptomgr.notests";
+const QUIET: &str = "quiet earlyprintk=serial,ttyS0";
+const VERBOSE: &str = "console=ttyS0 loglevel=7";
+/// What emulation executes needs no protection from speculation, and each mitigation costs instructions.
+const EMULATED: &str = "mitigations=off";
+
+/// The guest kernel's command line.
+pub fn kernel_parameters(accelerator: Accelerator, spec: &VmSpec) -> String {
+    let mut words = vec![PARAMETERS, if spec.console { VERBOSE } else { QUIET }];
+    if accelerator == Accelerator::Tcg {
+        words.push(EMULATED);
+    }
+    words.push(&spec.kernel_parameters);
+    words.retain(|word| !word.is_empty());
+    words.join(" ")
+}
+
+/// QEMU's arguments, without argv[0].
+pub fn arguments(accelerator: Accelerator, spec: &VmSpec) -> Vec<OsString> {
+    let mut line = Line::default();
+    line.flag("-nodefaults").flag("-no-user-config").flag("-no-reboot").option("-display", "none");
+    line.option("-name", format!("rt-{}", spec.id.replace(',', ",,")));
+    line.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+
+    line.option("-machine", "q35,memory-backend=memory,acpi=off,smm=off,sata=off,smbus=off,vmport=off");
+    line.option("-bios", "qboot.rom");
+    match accelerator {
+        Accelerator::Kvm => line.option("-accel", "kvm").option("-cpu", "host"),
+        // One thread for all vCPUs where there are several: the emulation of kernels that patch their own code while another
+        // vCPU runs it is not sound ("Oops: int3").
+        Accelerator::Tcg if spec.vcpus > 1 => {
+            line.option("-accel", "tcg,thread=single").option("-cpu", "max")
+        }
+        Accelerator::Tcg => line.option("-accel", "tcg").option("-cpu", "max"),
+    };
+    line.option("-smp", spec.vcpus.to_string());
+    line.option("-m", format!("{}M", spec.memory_mib));
+    line.option("-object", format!("memory-backend-memfd,id=memory,size={}M,share=on", spec.memory_mib));
+
+    line.option("-kernel", format!("/{KERNEL}")).option("-initrd", format!("/{INITRAMFS}"));
+    line.option("-append", kernel_parameters(accelerator, spec));
+
+    line.option("-chardev", "stdio,id=console,signal=off").option("-serial", "chardev:console");
+    line.option("-chardev", format!("socket,id=monitor,fd={MONITOR_FD}"));
+    line.option("-mon", "chardev=monitor,mode=control");
+    line.option("-chardev", format!("socket,id=vsock,fd={VSOCK_FD}"));
+    line.option("-device", "vhost-user-vsock-pci,chardev=vsock");
+    line.option("-chardev", format!("socket,id=share,fd={SHARE_FD}"));
+    let tag = spec.share_tag.replace(',', ",,");
+    line.option("-device", format!("vhost-user-fs-pci,chardev=share,tag={tag},queue-size=128"));
+    line.option("-device", "virtio-rng-pci");
+    line.0
+}
+
+#[derive(Default)]
+struct Line(Vec<OsString>);
+
+impl Line {
+    fn flag(&mut self, name: &str) -> &mut Self {
+        self.0.push(name.into());
+        self
+    }
+
+    fn option(&mut self, name: &str, value: impl Into<OsString>) -> &mut Self {
+        self.0.extend([name.into(), value.into()]);
+        self
+    }
+}
