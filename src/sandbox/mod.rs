@@ -6,8 +6,6 @@
 
 mod timeline;
 
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -26,22 +24,14 @@ const SHARE_TAG: &str = "rt";
 /// Why a sandbox did not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot start the file server")]
-    Fsd(#[source] fsd::Error),
-    #[error("cannot make a socket for the file server")]
-    Socket(#[source] std::io::Error),
-    #[error("the file server ended{}", colon(.0))]
-    FsdEnded(String),
+    #[error(transparent)]
+    Fsd(#[from] fsd::Error),
     #[error("the virtual machine ended ({}){}", .0.status, .0.tail())]
     VmEnded(Box<hypervisor::Ending>),
     #[error(transparent)]
     Hypervisor(#[from] hypervisor::Error),
     #[error(transparent)]
     Agent(#[from] agent::Error),
-}
-
-fn colon(text: &str) -> String {
-    if text.is_empty() { String::new() } else { format!(": {text}") }
 }
 
 /// What a sandbox is to be. Plain data.
@@ -98,11 +88,11 @@ pub struct Booting {
 pub fn launch(plan: &Plan, hypervisor: &dyn Hypervisor, timeline: &mut Timeline) -> Result<Booting, Error> {
     let timeout = plan.timeout * if hypervisor.emulates() { 4 } else { 1 };
     let deadline = Instant::now() + timeout;
-    let (frontend, backend) = UnixStream::pair().map_err(Error::Socket)?;
-    let vm = hypervisor.launch(&plan.vm, VmFds { share: OwnedFd::from(frontend) })?;
-    timeline.mark("rt.vmm-started");
-    let fsd = fsd::launch(&plan.share, OwnedFd::from(backend)).map_err(Error::Fsd)?;
+    let (backend, frontend) = fsd::socket()?;
+    let fsd = fsd::launch(&plan.share, backend)?;
     timeline.mark("rt.fsd-started");
+    let vm = hypervisor.launch(&plan.vm, VmFds { share: frontend })?;
+    timeline.mark("rt.vmm-started");
     Ok(Booting { vm, fsd, deadline, timeout })
 }
 
@@ -125,10 +115,11 @@ impl Booting {
         match self.greet(hostname, timeline) {
             Ok(agent) => Ok(Sandbox { agent, vm: self.vm, fsd: self.fsd }),
             // A dead file server takes the VMM with it: name the cause, not the consequence.
-            Err(error) => match self.fsd.ended() {
-                Some(log) => Err(Error::FsdEnded(log)),
-                None => Err(error),
-            },
+            Err(error) if has_ended(&self.fsd) => {
+                tracing::debug!("{error}");
+                Err(fsd::Error::Ended(self.fsd.end()).into())
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -149,6 +140,10 @@ impl Booting {
     }
 }
 
+fn has_ended(fsd: &Fsd) -> bool {
+    matches!(poll(&mut [PollFd::new(fsd.pidfd(), PollFlags::POLLIN)], PollTimeout::ZERO), Ok(1..))
+}
+
 impl Sandbox {
     /// Whether one of the sandbox's processes ends within a moment: a lost connection often comes first.
     pub fn dies_soon(&self) -> bool {
@@ -158,9 +153,10 @@ impl Sandbox {
 
     /// Which of the sandbox's processes ended, as an error. Called when one of them has.
     pub fn cause_of_death(&mut self) -> Error {
-        match self.fsd.ended() {
-            Some(log) => Error::FsdEnded(log),
-            None => Error::VmEnded(Box::new(self.vm.end())),
+        if has_ended(&self.fsd) {
+            fsd::Error::Ended(self.fsd.end()).into()
+        } else {
+            Error::VmEnded(Box::new(self.vm.end()))
         }
     }
 
