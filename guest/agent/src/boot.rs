@@ -135,6 +135,10 @@ pub fn rest(beacon: &mut Beacon) -> Result<(), Error> {
     let inert = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
     beacon.advance(PollTimeout::ZERO)?;
     mount_at("sysfs", "/sys", "sysfs", inert, "")?;
+    // Each change of cgroups, mounts and namespaces waits for a grace period: three clock ticks, 12 ms, when not hurried.
+    if let Err(error) = fs::write("/sys/kernel/rcu_expedited", "1") {
+        kmsg::debug!("cannot hurry grace periods: {error}");
+    }
     beacon.advance(PollTimeout::ZERO)?;
     mount_at("cgroup2", crate::cgroup::ROOT, "cgroup2", inert, "")?;
     crate::cgroup::prepare().map_err(|source| Error::File { path: crate::cgroup::ROOT.into(), source })?;

@@ -14,7 +14,8 @@ static DEBUG: AtomicBool = AtomicBool::new(false);
 pub enum Level {
     Error = 3,
     Warning = 4,
-    Debug = 7,
+    /// The kernel's "info": what a console shows that is not told to be quiet.
+    Debug = 6,
 }
 
 /// Opens the log; until then, and where /dev/kmsg is missing, records are dropped.
