@@ -13,6 +13,7 @@ pub mod devices;
 pub mod fsd;
 pub mod hypervisor;
 pub mod jail;
+pub mod log;
 pub mod sandbox;
 pub mod share;
 pub mod sys;

@@ -1,6 +1,6 @@
 //! Generates the messages, client and server of agent.proto into OUT_DIR.
 
-use ttrpc_codegen::{Codegen, Customize};
+use ttrpc_codegen::{Codegen, Customize, ProtobufCustomize};
 
 fn main() {
     let out = std::env::var("OUT_DIR").expect("cargo sets OUT_DIR");
@@ -11,6 +11,8 @@ fn main() {
         .include(".")
         .rust_protobuf()
         .customize(Customize::default())
+        // No reflection: nobody asks a message for its fields' names, and in the agent every byte is guest memory.
+        .rust_protobuf_customize(ProtobufCustomize::default().lite_runtime(true))
         .run()
         .expect("agent.proto is valid");
     // The generated mod.rs carries an inner attribute that include! cannot take.

@@ -1,1 +1,230 @@
-//! (agent)
+//! The host's client of the agent: one ttRPC connection for calls, and a raw stream for each standard stream.
+//!
+//! The agent is in the guest, so every reply is an enemy's: sizes are bounded by ttRPC's message limit, numbers are
+//! checked here, and text is made printable before it gets into a message or log.
+
+use std::io::Write;
+use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, SystemTime};
+
+use rt_proto::messages::{
+    ContainerRequest, CreateContainerRequest, Empty, HelloRequest, ProcessRequest, ResizeTerminalRequest,
+    SignalProcessRequest,
+};
+use rt_proto::service::AgentClient;
+use rt_proto::{AGENT_PORT, Beacon, PROTOCOL_VERSION, STREAM_PORT};
+
+use crate::hypervisor::{self, VsockAddress};
+use crate::sys::{random, text::printable};
+
+/// What goes wrong between rt and its agent.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the guest sent something else than the agent's greeting; is its initramfs rt's?")]
+    Beacon,
+    #[error(
+        "the guest's agent speaks protocol {guest}, this rt speaks {PROTOCOL_VERSION}; \
+         rebuild the initramfs with this rt (`make build`) or set hypervisor.initramfs to one that fits"
+    )]
+    Version { guest: u32 },
+    #[error("lost the connection to the guest's agent in {call}: {reason}")]
+    Transport { call: &'static str, reason: String },
+    #[error("the guest's agent did not answer {call} within {timeout_ms} ms")]
+    Timeout { call: &'static str, timeout_ms: u128 },
+    /// The agent answered with an error of its own; the text is complete.
+    #[error("{0}")]
+    Refused(String),
+    #[error("the guest's agent gave an impossible answer to {call}: {what}")]
+    Impossible { call: &'static str, what: String },
+    #[error("cannot open a stream to the guest")]
+    Stream(#[source] std::io::Error),
+    #[error(transparent)]
+    Vm(#[from] crate::hypervisor::Error),
+}
+
+/// A connection to the agent of one sandbox. Clones share it; calls may be made from several threads.
+#[derive(Clone)]
+pub struct Agent {
+    client: AgentClient,
+    timeout: Duration,
+}
+
+/// The names of a process's streams, as [`open_stream`] gave them; 0 where there is none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StreamNames {
+    pub stdin: u64,
+    pub stdout: u64,
+    pub stderr: u64,
+    pub terminal: u64,
+}
+
+/// What the agent said of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Greeting {
+    pub kernel_release: String,
+    /// The guest's CLOCK_MONOTONIC at the agent's first instruction and when it was ready, in nanoseconds.
+    pub init_ns: u64,
+    pub ready_ns: u64,
+}
+
+/// Reads the greeting that the agent sends on the beacon connection.
+///
+/// # Errors
+/// [`Error::Beacon`], [`Error::Version`]
+pub fn read_beacon(connection: OwnedFd) -> Result<(), Error> {
+    use std::io::Read;
+    let mut stream = UnixStream::from(connection);
+    let _ = stream.set_read_timeout(Some(Duration::from_secs(10)));
+    let mut bytes = [0; Beacon::SIZE];
+    stream.read_exact(&mut bytes).map_err(|_| Error::Beacon)?;
+    let beacon = Beacon::from_bytes(&bytes).ok_or(Error::Beacon)?;
+    if beacon.version == PROTOCOL_VERSION { Ok(()) } else { Err(Error::Version { guest: beacon.version }) }
+}
+
+/// Opens a standard stream: `identifier` is what CreateContainer then names it by.
+///
+/// # Errors
+/// [`Error::Vm`], [`Error::Stream`]
+pub fn open_stream(vsock: &VsockAddress, identifier: u64) -> Result<UnixStream, Error> {
+    // Also an AF_VSOCK stream does as a UnixStream here: only read, write and shutdown are used.
+    let mut stream = UnixStream::from(hypervisor::connect(vsock, STREAM_PORT)?);
+    stream.write_all(&identifier.to_le_bytes()).map_err(Error::Stream)?;
+    Ok(stream)
+}
+
+impl Agent {
+    /// Connects to a guest whose beacon has been seen. `timeout` holds for each call but the waiting one.
+    ///
+    /// # Errors
+    /// [`Error::Vm`], [`Error::Transport`]
+    pub fn connect(vsock: &VsockAddress, timeout: Duration) -> Result<Self, Error> {
+        let connection = hypervisor::connect(vsock, AGENT_PORT)?;
+        let client = ttrpc::Client::new(connection.into_raw_fd())
+            .map_err(|error| Error::Transport { call: "connect", reason: error.to_string() })?;
+        Ok(Self { client: AgentClient::new(client), timeout })
+    }
+
+    /// The first call: versions, clock, entropy and the share.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn hello(&self, share_tag: &str, hostname: &str) -> Result<Greeting, Error> {
+        let mut entropy = vec![0; 64];
+        random::fill(&mut entropy).map_err(Error::Stream)?;
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let request = HelloRequest {
+            version: PROTOCOL_VERSION,
+            realtime_ns: since_epoch.as_nanos() as i64,
+            entropy,
+            share_tag: share_tag.into(),
+            hostname: hostname.into(),
+            ..Default::default()
+        };
+        let reply = self.call("Hello", |context| self.client.hello(context, &request))?;
+        if reply.version != PROTOCOL_VERSION {
+            return Err(Error::Version { guest: reply.version });
+        }
+        Ok(Greeting {
+            kernel_release: printable(&reply.kernel_release, 64),
+            init_ns: reply.init_ns,
+            ready_ns: reply.ready_ns,
+        })
+    }
+
+    /// Makes a container, whose process then waits for [`Agent::start_container`].
+    ///
+    /// # Errors
+    /// [`Error`]
+    /// `spec` is the guest's config.json; `size` is that of the terminal, rows and columns.
+    pub fn create_container(
+        &self,
+        id: &str,
+        spec: Vec<u8>,
+        streams: StreamNames,
+        size: Option<(u16, u16)>,
+    ) -> Result<(), Error> {
+        let (rows, columns) = size.unwrap_or_default();
+        let request = CreateContainerRequest {
+            container_id: id.into(),
+            spec,
+            stdin: streams.stdin,
+            stdout: streams.stdout,
+            stderr: streams.stderr,
+            terminal: streams.terminal,
+            terminal_rows: rows.into(),
+            terminal_columns: columns.into(),
+            ..Default::default()
+        };
+        self.call("CreateContainer", |context| self.client.create_container(context, &request)).map(drop)
+    }
+
+    /// # Errors
+    /// [`Error`]
+    pub fn start_container(&self, id: &str) -> Result<(), Error> {
+        let request = ContainerRequest { container_id: id.into(), ..Default::default() };
+        self.call("StartContainer", |context| self.client.start_container(context, &request)).map(drop)
+    }
+
+    /// Blocks until the container's process has ended and gives its exit code, 0 to 255.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn wait_process(&self, id: &str) -> Result<u8, Error> {
+        let request = ProcessRequest { container_id: id.into(), ..Default::default() };
+        let call = "WaitProcess";
+        let reply = self
+            .client
+            .wait_process(ttrpc::context::Context::default(), &request)
+            .map_err(|error| failed(call, Duration::ZERO, error))?;
+        u8::try_from(reply.exit_code)
+            .map_err(|_| Error::Impossible { call, what: format!("exit code {}", reply.exit_code) })
+    }
+
+    /// # Errors
+    /// [`Error`]
+    pub fn signal_process(&self, id: &str, signal: i32) -> Result<(), Error> {
+        let request =
+            SignalProcessRequest { container_id: id.into(), signal: signal as u32, ..Default::default() };
+        self.call("SignalProcess", |context| self.client.signal_process(context, &request)).map(drop)
+    }
+
+    /// # Errors
+    /// [`Error`]
+    pub fn resize_terminal(&self, id: &str, rows: u16, columns: u16) -> Result<(), Error> {
+        let request = ResizeTerminalRequest {
+            container_id: id.into(),
+            rows: rows.into(),
+            columns: columns.into(),
+            ..Default::default()
+        };
+        self.call("ResizeTerminal", |context| self.client.resize_terminal(context, &request)).map(drop)
+    }
+
+    /// Writes dirty data of the share back, so that the VM may be killed.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn shutdown(&self) -> Result<(), Error> {
+        self.call("Shutdown", |context| self.client.shutdown(context, &Empty::new())).map(drop)
+    }
+
+    fn call<T>(
+        &self,
+        name: &'static str,
+        call: impl FnOnce(ttrpc::context::Context) -> ttrpc::Result<T>,
+    ) -> Result<T, Error> {
+        let timeout_ns = i64::try_from(self.timeout.as_nanos()).unwrap_or(i64::MAX);
+        call(ttrpc::context::with_timeout(timeout_ns)).map_err(|error| failed(name, self.timeout, error))
+    }
+}
+
+fn failed(call: &'static str, timeout: Duration, error: ttrpc::Error) -> Error {
+    match error {
+        ttrpc::Error::RpcStatus(status) => Error::Refused(printable(&status.message, 4096)),
+        ttrpc::Error::Others(text) if text.contains("timeout") || text.contains("timed out") => {
+            Error::Timeout { call, timeout_ms: timeout.as_millis() }
+        }
+        other => Error::Transport { call, reason: printable(&other.to_string(), 512) },
+    }
+}

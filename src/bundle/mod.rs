@@ -1,1 +1,199 @@
-//! (bundle)
+//! An OCI bundle: reads and validates config.json ([`Bundle::load`]), and rewrites its spec into what the guest is to
+//! see ([`guest_spec`]). Pure but for reading files; nothing is acquired here.
+//!
+//! The bundle is suspect: it comes from images and tools outside rt. What cannot be honoured is an error that names
+//! the field.
+
+mod guest_spec;
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+
+pub use guest_spec::{GuestPaths, guest_spec, is_bind};
+
+/// A validated bundle.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    /// Absolute, without symbolic links.
+    pub dir: PathBuf,
+    /// Absolute; a directory.
+    pub rootfs: PathBuf,
+    pub spec: Spec,
+}
+
+/// What is wrong with a bundle. Wording that callers search for is runc's.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot use the bundle {path}")]
+    Dir {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("JSON specification file config.json not found in {0}")]
+    NoConfig(PathBuf),
+    #[error("cannot read {path}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{path} is larger than {limit} bytes")]
+    TooLarge { path: PathBuf, limit: u64 },
+    #[error("{path} is not a valid runtime specification")]
+    Json {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("{path}: ociVersion {version:?} is not supported; rt knows 1.x")]
+    Version { path: PathBuf, version: String },
+    #[error("{path}: {field} {problem}")]
+    Field { path: PathBuf, field: String, problem: String },
+    #[error("rootfs ({path}) does not exist")]
+    NoRootfs { path: PathBuf },
+    #[error("rootfs ({path}) is not a directory")]
+    RootfsKind { path: PathBuf },
+    #[error("error mounting {source_path:?} to rootfs at {destination:?}: stat {source_path}")]
+    BindSource {
+        source_path: String,
+        destination: String,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// config.json larger than this is refused: the spec has to fit into one message to the agent.
+const MAX_CONFIG_BYTES: u64 = 3 << 20;
+
+impl Bundle {
+    /// Reads and validates the bundle in `dir`.
+    ///
+    /// # Errors
+    /// [`Error`], with the path and the field.
+    pub fn load(dir: &Path) -> Result<Self, Error> {
+        let dir = dir.canonicalize().map_err(|source| Error::Dir { path: dir.into(), source })?;
+        let path = dir.join("config.json");
+        let spec = read_spec(&dir, &path)?;
+        validate(&path, &spec)?;
+        let root = spec.root().as_ref().expect("validate requires root");
+        let rootfs = dir.join(root.path());
+        let rootfs = rootfs.canonicalize().map_err(|_| Error::NoRootfs { path: rootfs.clone() })?;
+        if !rootfs.is_dir() {
+            return Err(Error::RootfsKind { path: rootfs });
+        }
+        Ok(Self { dir, rootfs, spec })
+    }
+
+    /// Whether the container's process has a terminal.
+    pub fn terminal(&self) -> bool {
+        self.spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false)
+    }
+}
+
+fn read_spec(dir: &Path, path: &Path) -> Result<Spec, Error> {
+    let read = |source: std::io::Error| match source.kind() {
+        std::io::ErrorKind::NotFound => Error::NoConfig(dir.into()),
+        _ => Error::Read { path: path.into(), source },
+    };
+    let size = std::fs::metadata(path).map_err(read)?.len();
+    if size > MAX_CONFIG_BYTES {
+        return Err(Error::TooLarge { path: path.into(), limit: MAX_CONFIG_BYTES });
+    }
+    let text = std::fs::read(path).map_err(read)?;
+    serde_json::from_slice(&text).map_err(|source| Error::Json { path: path.into(), source })
+}
+
+fn validate(path: &Path, spec: &Spec) -> Result<(), Error> {
+    let field = |field: &str, problem: &str| Error::Field {
+        path: path.into(),
+        field: field.into(),
+        problem: problem.into(),
+    };
+    let version = spec.version();
+    let parts: Vec<&str> = version.splitn(3, '.').collect();
+    if parts.len() != 3 || parts[0] != "1" || parts[1].parse::<u32>().is_err() {
+        return Err(Error::Version { path: path.into(), version: version.clone() });
+    }
+    let root = spec.root().as_ref().ok_or_else(|| field("root", "is missing"))?;
+    if root.path().as_os_str().is_empty() {
+        return Err(field("root.path", "is empty"));
+    }
+    let process = spec.process().as_ref().ok_or_else(|| field("process", "is missing"))?;
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        return Err(field("process.args", "must not be empty"));
+    }
+    if !process.cwd().is_absolute() {
+        return Err(field("process.cwd", "must be an absolute path"));
+    }
+    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        if mount.destination().as_os_str().is_empty() {
+            return Err(field(&format!("mounts[{index}].destination"), "is empty"));
+        }
+        if is_bind(mount) && mount.source().is_none() {
+            return Err(field(&format!("mounts[{index}].source"), "is missing for a bind mount"));
+        }
+    }
+    if let Some(hooks) = spec.hooks()
+        && (hooks.create_container().is_some() || hooks.start_container().is_some())
+    {
+        let problem =
+            "createContainer and startContainer are not supported yet; use createRuntime or poststart";
+        return Err(field("hooks", problem));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn bundle(change: impl FnOnce(&mut Value)) -> (tempfile::TempDir, Result<Bundle, Error>) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("rootfs")).unwrap();
+        let mut config = json!({
+            "ociVersion": "1.0.2",
+            "root": {"path": "rootfs"},
+            "process": {"user": {"uid": 0, "gid": 0}, "args": ["/bin/true"], "cwd": "/"},
+        });
+        change(&mut config);
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let loaded = Bundle::load(dir.path());
+        (dir, loaded)
+    }
+
+    fn problem(change: impl FnOnce(&mut Value)) -> String {
+        bundle(change).1.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_plain_bundle_loads() {
+        let (dir, loaded) = bundle(|_| ());
+        assert_eq!(loaded.unwrap().rootfs, dir.path().canonicalize().unwrap().join("rootfs"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        assert!(problem(|c| c["ociVersion"] = json!("2.0.0")).contains("\"2.0.0\" is not supported"));
+        assert!(problem(|c| c["ociVersion"] = json!("one")).contains("is not supported"));
+        assert!(problem(|c| c["process"]["args"] = json!([])).contains("process.args must not be empty"));
+        assert!(
+            problem(|c| c["process"]["cwd"] = json!("a")).contains("process.cwd must be an absolute path")
+        );
+        assert!(problem(|c| c["root"]["path"] = json!("gone")).ends_with("/gone) does not exist"));
+        assert!(problem(|c| c["root"]["path"] = json!("config.json")).contains("is not a directory"));
+        assert!(problem(|c| c["root"] = Value::Null).contains("root is missing"));
+        let mount = json!([{"destination": "/m", "options": ["bind"]}]);
+        assert!(problem(|c| c["mounts"] = mount).contains("mounts[0].source is missing"));
+    }
+
+    #[test]
+    fn a_missing_config_has_runcs_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Bundle::load(dir.path()).unwrap_err().to_string();
+        assert!(error.starts_with("JSON specification file config.json not found"), "{error}");
+    }
+}

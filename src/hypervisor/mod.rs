@@ -5,7 +5,7 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -104,14 +104,23 @@ pub trait Vm {
     /// [`Error::Deadline`] when `deadline` passes first.
     fn accept(&mut self, deadline: Instant) -> Result<OwnedFd, Error>;
 
-    /// A stream to a guest's vsock port that is listening.
-    ///
-    /// # Errors
-    /// [`Error::Connect`]
-    fn connect(&self, port: u32) -> Result<OwnedFd, Error>;
-
     /// Kills the VMM process if it still runs, reaps it, removes what the backend laid into `state_dir`, and tells how it ended. Idempotent.
     fn end(&mut self) -> Ending;
+}
+
+/// How long the guest may take to accept a stream on a port where it listens.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A stream to a port on which the guest listens.
+///
+/// # Errors
+/// [`Error::Connect`]
+pub fn connect(address: &VsockAddress, port: u32) -> Result<OwnedFd, Error> {
+    match address {
+        VsockAddress::Unix(path) => vsock::connect_unix(path, port, Instant::now() + CONNECT_TIMEOUT),
+        VsockAddress::Kernel(cid) => vsock::connect_kernel(*cid, port, CONNECT_TIMEOUT),
+    }
+    .map_err(|source| Error::Connect { port, source })
 }
 
 /// How a VMM process ended.

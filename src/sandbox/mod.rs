@@ -1,1 +1,177 @@
-//! (sandbox)
+//! One sandbox: a virtual machine and the file server of its share.
+//!
+//! One straight line: [`launch`] starts VMM and file server, [`Booting::ready`] waits for the agent, [`Sandbox::end`]. Whatever is
+//! acquired ends with the value that owns it, and with the process that started it (PR_SET_PDEATHSIG). The
+//! caller has written its state record before.
+
+mod timeline;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+pub use timeline::Timeline;
+
+use crate::agent::{self, Agent};
+use crate::config::{Config, Guest};
+use crate::fsd::{self, Entry, Fsd, FsdSpec};
+use crate::hypervisor::{self, Hypervisor, Vm, VmFds, VmSpec};
+
+/// virtio-fs tag of a sandbox's share.
+const SHARE_TAG: &str = "rt";
+
+/// Why a sandbox did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Fsd(#[from] fsd::Error),
+    #[error("the virtual machine ended ({}){}", .0.status, .0.tail())]
+    VmEnded(Box<hypervisor::Ending>),
+    #[error(transparent)]
+    Hypervisor(#[from] hypervisor::Error),
+    #[error(transparent)]
+    Agent(#[from] agent::Error),
+}
+
+/// What a sandbox is to be. Plain data.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub vm: VmSpec,
+    pub share: FsdSpec,
+    /// How long the guest may take to answer.
+    pub timeout: Duration,
+}
+
+impl Plan {
+    /// The plan for a sandbox of its own for one container.
+    pub fn new(id: &str, state_dir: &Path, config: &Config, guest: &Guest, entries: Vec<Entry>) -> Self {
+        let hypervisor = &config.hypervisor;
+        Self {
+            vm: VmSpec {
+                id: id.into(),
+                vcpus: hypervisor.vcpus,
+                memory_mib: hypervisor.memory_mib,
+                kernel: guest.kernel.clone(),
+                initramfs: guest.initramfs.clone(),
+                kernel_parameters: hypervisor.kernel_parameters.clone(),
+                console: hypervisor.console,
+                state_dir: state_dir.into(),
+                share_tag: SHARE_TAG.into(),
+            },
+            share: FsdSpec { id: id.into(), entries },
+            timeout: Duration::from_millis(config.agent.timeout_ms),
+        }
+    }
+}
+
+/// A started sandbox whose agent has answered. Dropping it kills its processes.
+pub struct Sandbox {
+    pub agent: Agent,
+    // Before the VM: its death would otherwise be seen as that of the VM.
+    pub vm: Box<dyn Vm>,
+    pub fsd: Fsd,
+}
+
+/// A sandbox that boots: its processes run, the agent has not answered yet.
+pub struct Booting {
+    vm: Box<dyn Vm>,
+    fsd: Fsd,
+    deadline: Instant,
+    timeout: Duration,
+}
+
+/// Starts the processes of a sandbox.
+///
+/// # Errors
+/// [`Error`]; nothing is left running then.
+pub fn launch(plan: &Plan, hypervisor: &dyn Hypervisor, timeline: &mut Timeline) -> Result<Booting, Error> {
+    let timeout = plan.timeout * if hypervisor.emulates() { 4 } else { 1 };
+    let deadline = Instant::now() + timeout;
+    let (backend, frontend) = fsd::socket()?;
+    let fsd = fsd::launch(&plan.share, backend)?;
+    timeline.mark("rt.fsd-started");
+    let vm = hypervisor.launch(&plan.vm, VmFds { share: frontend })?;
+    timeline.mark("rt.vmm-started");
+    Ok(Booting { vm, fsd, deadline, timeout })
+}
+
+impl Booting {
+    /// The VM, for the record and for whoever may have to stop it.
+    pub fn vm(&self) -> &dyn Vm {
+        &*self.vm
+    }
+
+    /// The file server.
+    pub fn fsd(&self) -> &Fsd {
+        &self.fsd
+    }
+
+    /// Waits for the agent and greets it.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing is left running then.
+    pub fn ready(mut self, hostname: &str, timeline: &mut Timeline) -> Result<Sandbox, Error> {
+        match self.greet(hostname, timeline) {
+            Ok(agent) => Ok(Sandbox { agent, vm: self.vm, fsd: self.fsd }),
+            // A dead file server takes the VMM with it: name the cause, not the consequence.
+            Err(error) if has_ended(&self.fsd) => {
+                tracing::debug!("{error}");
+                Err(fsd::Error::Ended(self.fsd.end()).into())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn greet(&mut self, hostname: &str, timeline: &mut Timeline) -> Result<Agent, Error> {
+        let beacon = self.vm.accept(self.deadline)?;
+        agent::read_beacon(beacon)?;
+        timeline.mark("agent.beacon");
+        let agent = Agent::connect(&self.vm.record().vsock, self.timeout)?;
+        let greeting = agent.hello(SHARE_TAG, hostname)?;
+        timeline.mark("agent.hello");
+        tracing::debug!(
+            kernel = greeting.kernel_release,
+            init_ms = greeting.init_ns / 1_000_000,
+            ready_ms = greeting.ready_ns / 1_000_000,
+            "the agent answered"
+        );
+        Ok(agent)
+    }
+}
+
+fn has_ended(fsd: &Fsd) -> bool {
+    matches!(poll(&mut [PollFd::new(fsd.pidfd(), PollFlags::POLLIN)], PollTimeout::ZERO), Ok(1..))
+}
+
+impl Sandbox {
+    /// Whether one of the sandbox's processes ends within a moment: a lost connection often comes first.
+    pub fn dies_soon(&self) -> bool {
+        let mut fds = [self.vm.pidfd(), self.fsd.pidfd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        matches!(poll(&mut fds, PollTimeout::from(1000u16)), Ok(1..))
+    }
+
+    /// Which of the sandbox's processes ended, as an error. Called when one of them has.
+    pub fn cause_of_death(&mut self) -> Error {
+        if has_ended(&self.fsd) {
+            fsd::Error::Ended(self.fsd.end()).into()
+        } else {
+            Error::VmEnded(Box::new(self.vm.end()))
+        }
+    }
+
+    /// Ends the sandbox: dirty data is written back as far as the guest still answers, then its processes are killed.
+    pub fn end(mut self, timeline: &mut Timeline) {
+        if let Err(error) = self.agent.shutdown() {
+            tracing::warn!("the guest did not write its files back: {error}");
+        }
+        timeline.mark("agent.shutdown");
+        let ending = self.vm.end();
+        self.fsd.end();
+        timeline.extend(ending.timeline);
+        timeline.mark("rt.vm-ended");
+        if !ending.console.is_empty() {
+            tracing::debug!(console = ending.console, "the guest's console");
+        }
+    }
+}

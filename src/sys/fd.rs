@@ -1,9 +1,11 @@
-//! File descriptors: memory files and what is inherited.
+//! File descriptors: memory files, what is inherited, and reading and writing what may be non-blocking.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 /// A close-on-exec memory file that holds `content` and is positioned at its start.
@@ -31,6 +33,49 @@ pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: the descriptor is open (checked above), and the hidden verbs call this once for each number,
     // before anything else could have taken it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Standard input, output or error: 0 to 2, which rt never closes.
+pub fn standard(number: RawFd) -> BorrowedFd<'static> {
+    assert!((0..3).contains(&number), "{number} is no standard stream");
+    // SAFETY: nothing in rt closes 0 to 2, and the runtime opens those that were closed at the start.
+    unsafe { BorrowedFd::borrow_raw(number) }
+}
+
+/// Reads at least one byte, also where a caller handed rt a non-blocking descriptor; 0 is the end.
+///
+/// # Errors
+/// What read(2) says, but for EINTR and EAGAIN.
+pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match nix::unistd::read(fd, buffer) {
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => wait(fd, PollFlags::POLLIN)?,
+            other => return Ok(other?),
+        }
+    }
+}
+
+/// Writes all, also where a caller handed rt a non-blocking descriptor.
+///
+/// # Errors
+/// What write(2) says, but for EINTR and EAGAIN.
+pub fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match nix::unistd::write(fd, bytes) {
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => wait(fd, PollFlags::POLLOUT)?,
+            other => bytes = &bytes[other?..],
+        }
+    }
+    Ok(())
+}
+
+fn wait(fd: BorrowedFd<'_>, event: PollFlags) -> io::Result<()> {
+    match poll(&mut [PollFd::new(fd, event)], PollTimeout::NONE) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Takes ownership of a descriptor that recvmsg(2) just delivered (SCM_RIGHTS).

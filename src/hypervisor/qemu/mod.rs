@@ -40,9 +40,6 @@ use crate::jail::{self, Spawn};
 const VSOCK_SOCKET: &str = "vsock.sock";
 /// Name of the socket by which QEMU and vsockd meet; it is gone again before the guest runs.
 const LINK_SOCKET: &str = "vhost.sock";
-/// How long a guest may take to accept a connection on a port it listens on.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// The backend: one QEMU binary and one accelerator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Qemu {
@@ -119,11 +116,6 @@ impl Vm for QemuVm {
             Err(other) => Err(other),
             Ok(()) => vsock::receive_connection(&self.uplink).map_err(launch_error("its vsock server ended")),
         }
-    }
-
-    fn connect(&self, port: u32) -> Result<OwnedFd, Error> {
-        vsock::connect_unix(&self.socket, port, Instant::now() + CONNECT_TIMEOUT)
-            .map_err(|source| Error::Connect { port, source })
     }
 
     fn end(&mut self) -> Ending {

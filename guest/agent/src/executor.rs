@@ -1,0 +1,154 @@
+//! The last steps inside a container: is there something to run, then run it.
+//!
+//! libcontainer's own executor looks at "others may execute" alone, needs a PATH even for absolute paths, and hands the
+//! environment over by way of a map that loses its order. This one does as runc does.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+use nix::errno::Errno;
+use oci_spec::runtime::{LinuxSeccomp, Spec};
+
+use crate::lookup;
+use crate::report::Report;
+
+/// The search path of a process whose environment has none: libc's.
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
+
+/// Runs the container's process.
+#[derive(Clone)]
+pub struct GuestExecutor {
+    report: Report,
+    /// Applied right before execve, so that the profile need not allow what libcontainer does after its own application of
+    /// it (waiting for the start). Possible only with no_new_privs; else the profile is left in libcontainer's hands.
+    seccomp: Option<LinuxSeccomp>,
+    /// Where libcontainer found the user's home to be.
+    home: RefCell<Option<String>>,
+}
+
+impl GuestExecutor {
+    pub fn new(report: Report, seccomp: Option<LinuxSeccomp>) -> Self {
+        Self { report, seccomp, home: RefCell::new(None) }
+    }
+}
+
+impl Executor for GuestExecutor {
+    /// Before the container is reported as created: nothing to run is an error of the creation.
+    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        find(spec).map(drop).map_err(|message| {
+            self.report.message(&message);
+            ExecutorValidationError::ArgValidationError(message)
+        })
+    }
+
+    fn setup_envs(&self, envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        *self.home.borrow_mut() = envs.get("HOME").cloned();
+        Ok(())
+    }
+
+    /// After the start. Nobody waits for an error any more: it goes where runc's goes, to the process's own stderr.
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        let fail = |message: String| -> ! {
+            let _ = nix::unistd::write(std::io::stderr(), format!("{message}\n").as_bytes());
+            crate::sys::exit_now(255)
+        };
+        let path = match find(spec) {
+            Ok(path) => path,
+            Err(message) => fail(message),
+        };
+        let process = spec.process().as_ref();
+        let arguments = process.and_then(|process| process.args().as_deref()).unwrap_or_default();
+        let variables = process.and_then(|process| process.env().as_deref()).unwrap_or_default();
+        let environment = environment(variables, self.home.borrow().as_deref());
+        let (Some(file), Some(arguments), Some(environment)) =
+            (c_string(path.as_os_str().as_bytes()), c_strings(arguments), c_strings(&environment))
+        else {
+            fail(format!("exec {}: an argument or variable contains a zero byte", path.display()))
+        };
+        if let Some(profile) = &self.seccomp
+            && let Err(error) = libcontainer::seccomp::initialize_seccomp(profile)
+        {
+            fail(format!("cannot apply the seccomp profile: {}", crate::supervisor::chain(&error)));
+        }
+        let error = crate::sys::execute(&file, &arguments, &environment);
+        fail(exec_message(&path, error))
+    }
+}
+
+fn exec_message(path: &Path, error: Errno) -> String {
+    format!("exec {}: {}", path.display(), lookup::words(error))
+}
+
+/// The file that the process is to run.
+fn find(spec: &Spec) -> Result<PathBuf, String> {
+    let process = spec.process().as_ref().ok_or("process must be set")?;
+    let command = process.args().as_ref().and_then(|arguments| arguments.first());
+    let command = command.ok_or("args must not be empty")?;
+    let variables = process.env().as_deref().unwrap_or_default();
+    let path = variables.iter().rev().find_map(|variable| variable.strip_prefix("PATH="));
+    lookup::find(command, path.unwrap_or(DEFAULT_PATH)).map_err(|error| error.to_string())
+}
+
+/// The environment as given, in its order; of a repeated name the last value counts, at the first one's place. HOME is
+/// added when it is missing or empty.
+fn environment(variables: &[String], home: Option<&str>) -> Vec<String> {
+    let mut result: Vec<String> = Vec::with_capacity(variables.len() + 1);
+    let mut places: HashMap<&str, usize> = HashMap::with_capacity(variables.len());
+    for variable in variables {
+        let name = variable.split_once('=').map_or(variable.as_str(), |(name, _)| name);
+        match places.get(name) {
+            Some(&place) => result[place] = variable.clone(),
+            None => {
+                places.insert(name, result.len());
+                result.push(variable.clone());
+            }
+        }
+    }
+    let home = home.filter(|home| !home.is_empty()).unwrap_or("/");
+    match places.get("HOME") {
+        Some(&place) if result[place] == "HOME=" || result[place] == "HOME" => {
+            result[place] = format!("HOME={home}");
+        }
+        Some(_) => {}
+        None => result.push(format!("HOME={home}")),
+    }
+    result
+}
+
+fn c_string(bytes: &[u8]) -> Option<CString> {
+    CString::new(bytes).ok()
+}
+
+fn c_strings(strings: &[String]) -> Option<Vec<CString>> {
+    strings.iter().map(|string| c_string(string.as_bytes())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owned(variables: &[&str]) -> Vec<String> {
+        variables.iter().map(|&variable| variable.to_owned()).collect()
+    }
+
+    #[test]
+    fn the_environment_keeps_its_order_and_last_values() {
+        let given = owned(&["B=1", "A=2", "B=3", "HOME=/h", "ODD"]);
+        assert_eq!(environment(&given, Some("/root")), owned(&["B=3", "A=2", "HOME=/h", "ODD"]));
+    }
+
+    #[test]
+    fn home_is_filled_in() {
+        assert_eq!(environment(&owned(&["A=1"]), Some("/root")), owned(&["A=1", "HOME=/root"]));
+        assert_eq!(environment(&owned(&["HOME=", "A=1"]), None), owned(&["HOME=/", "A=1"]));
+    }
+
+    #[test]
+    fn failures_of_execve_are_worded_as_runcs() {
+        assert_eq!(exec_message(Path::new("/x"), Errno::ENOEXEC), "exec /x: exec format error");
+    }
+}

@@ -1,0 +1,149 @@
+//! The packet socket between PID 1 ([`crate::supervisor`]) and its serving child ([`crate::service`]), and the one between a
+//! runner and PID 1: one JSON message per packet, descriptors beside it. Both ends are this program.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
+    socketpair,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Longest message in bytes; what is longer is cut by its sender.
+const LIMIT: usize = 32 * 1024;
+/// Most descriptors beside one message.
+const MAX_FDS: usize = 3;
+
+/// From the server to PID 1.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Make a container from its `spec.json`. Beside it: stdin, stdout, stderr, none with a terminal.
+    Create(Create),
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Create {
+    /// Names the container in events; never used twice.
+    pub sequence: u64,
+    pub container: String,
+    /// Rows and columns.
+    pub terminal: Option<(u32, u32)>,
+}
+
+/// From PID 1 to the server.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Event {
+    /// The container's process waits to be started. Beside it: the terminal's master, when there is one.
+    Created { sequence: u64, pid: i32, own_pid_namespace: bool },
+    /// Nothing of the container is left.
+    Failed { sequence: u64, message: String },
+    /// The container's process has ended: its exit code, or 128 + signal.
+    Exited { sequence: u64, code: u32 },
+}
+
+/// From a runner to PID 1: its only message.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Beside it: the terminal's master.
+    Created {
+        pid: i32,
+        own_pid_namespace: bool,
+    },
+    Failed {
+        message: String,
+    },
+}
+
+/// A connected pair.
+pub fn pair() -> nix::Result<(OwnedFd, OwnedFd)> {
+    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+}
+
+/// Sends one message.
+pub fn transmit(socket: BorrowedFd<'_>, message: &impl Serialize, fds: &[RawFd]) -> nix::Result<()> {
+    let bytes = serde_json::to_vec(message).map_err(|_| Errno::EINVAL)?;
+    let data = [IoSlice::new(&bytes)];
+    let rights = [ControlMessage::ScmRights(fds)];
+    let control = if fds.is_empty() { &rights[..0] } else { &rights[..] };
+    loop {
+        match sendmsg::<()>(socket.as_raw_fd(), &data, control, MsgFlags::MSG_NOSIGNAL, None) {
+            Err(Errno::EINTR) => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
+/// Receives one message; `None` when the other end is closed.
+pub fn receive<T: DeserializeOwned>(
+    socket: BorrowedFd<'_>,
+    flags: MsgFlags,
+) -> nix::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut bytes = vec![0; LIMIT];
+    let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
+    let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
+    let mut fds = Vec::new();
+    let length = {
+        let mut data = [IoSliceMut::new(&mut bytes)];
+        let received = loop {
+            match recvmsg::<()>(socket.as_raw_fd(), &mut data, Some(&mut control), flags) {
+                Err(Errno::EINTR) => {}
+                other => break other?,
+            }
+        };
+        for message in received.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(raw) = message {
+                // SAFETY: the kernel has just installed these descriptors for this process; nobody else owns them.
+                fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            }
+        }
+        received.bytes
+    };
+    if length == 0 {
+        return Ok(None);
+    }
+    serde_json::from_slice(&bytes[..length]).map(|message| Some((message, fds))).map_err(|_| Errno::EBADMSG)
+}
+
+/// A text cut to what fits into a message.
+pub fn shorten(mut text: String) -> String {
+    let mut end = text.len().min(LIMIT / 8);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn messages_travel_with_descriptors() {
+        let (a, b) = pair().expect("a socket pair");
+        let file = std::fs::File::open("/dev/null").expect("/dev/null");
+        let outcome = Outcome::Created { pid: 7, own_pid_namespace: true };
+        transmit(a.as_fd(), &outcome, &[file.as_raw_fd()]).expect("sent");
+        let (message, fds) =
+            receive::<Outcome>(b.as_fd(), MsgFlags::empty()).expect("received").expect("a message");
+        assert!(matches!(message, Outcome::Created { pid: 7, .. }));
+        assert_eq!(fds.len(), 1);
+    }
+
+    #[test]
+    fn a_closed_end_is_the_end() {
+        let (a, b) = pair().expect("a socket pair");
+        drop(a);
+        assert!(receive::<Outcome>(b.as_fd(), MsgFlags::empty()).expect("received").is_none());
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_characters() {
+        assert_eq!(shorten("ä".repeat(LIMIT)).len(), LIMIT / 8);
+        assert_eq!(shorten("short".into()), "short");
+    }
+}

@@ -1,0 +1,165 @@
+//! How the words of a failure get from a container's half-made first process to the host.
+//!
+//! libcontainer's errors cross its processes as one line without their cause; the cause is in its log only. So a runner
+//! has a pipe that all processes of the creation inherit: the executor writes finished messages to it, and a subscriber
+//! writes libcontainer's error records. After a failure the runner takes the best line.
+
+use std::fmt::{self, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::fcntl::OFlag;
+use tracing::field::{Field, Visit};
+use tracing::span;
+use tracing::{Event, Level, Metadata, Subscriber};
+
+use crate::kmsg;
+
+/// First byte of a line: a message meant for the user, or a record of libcontainer's log.
+const MESSAGE: char = '!';
+const RECORD: char = '-';
+
+/// The writing end. Never blocks: what does not fit is lost.
+#[derive(Clone)]
+pub struct Report(Arc<OwnedFd>);
+
+/// The reading end.
+pub struct Reader(OwnedFd);
+
+/// A pipe for one creation.
+pub fn pipe() -> nix::Result<(Reader, Report)> {
+    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+    Ok((Reader(read), Report(Arc::new(write))))
+}
+
+impl Report {
+    /// A finished message for the user; of several the first counts.
+    pub fn message(&self, text: &str) {
+        self.line(MESSAGE, text);
+    }
+
+    fn line(&self, kind: char, text: &str) {
+        let line = format!("{kind}{}\n", text.replace('\n', " "));
+        // Up to PIPE_BUF a write is whole or not at all.
+        let _ = nix::unistd::write(self.0.as_fd(), &line.as_bytes()[..line.len().min(libc::PIPE_BUF)]);
+    }
+
+    /// Makes this process's, and its children's, libcontainer records go to the report.
+    pub fn subscribe(&self) {
+        let _ = tracing::subscriber::set_global_default(Records(self.clone()));
+    }
+}
+
+impl Reader {
+    /// The best line so far: the executor's, else the first record (the innermost cause comes first).
+    pub fn best(&self) -> Option<String> {
+        let mut bytes = Vec::new();
+        let mut chunk = [0; 4096];
+        while let Ok(length @ 1..) = nix::unistd::read(self.0.as_fd(), &mut chunk) {
+            bytes.extend_from_slice(&chunk[..length]);
+        }
+        choose(&String::from_utf8_lossy(&bytes))
+    }
+}
+
+fn choose(lines: &str) -> Option<String> {
+    let of = |kind: char| lines.lines().find_map(|line| line.strip_prefix(kind)).map(str::to_owned);
+    of(MESSAGE).or_else(|| of(RECORD))
+}
+
+/// A subscriber that keeps errors, and with `rt.log=debug` shows everything on the console.
+struct Records(Report);
+
+impl Subscriber for Records {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() == Level::ERROR || (kmsg::debugging() && *metadata.level() <= Level::DEBUG)
+    }
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn event(&self, event: &Event<'_>) {
+        let mut text = Text::default();
+        event.record(&mut text);
+        let line = text.line();
+        kmsg::debug!("libcontainer: {line}");
+        if *event.metadata().level() == Level::ERROR {
+            self.0.line(RECORD, &line);
+        }
+    }
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
+/// An event's message and fields.
+#[derive(Default)]
+struct Text {
+    message: String,
+    fields: String,
+    error: String,
+}
+
+impl Visit for Text {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let _ = match field.name() {
+            "message" => write!(self.message, "{value:?}"),
+            "err" | "error" | "e" | "ret" => write!(self.error, "{value:?}"),
+            name => write!(self.fields, " {name}={value:?}"),
+        };
+    }
+}
+
+impl Text {
+    /// "message field=value: error", with a bare errno in words.
+    fn line(&self) -> String {
+        let mut line = format!("{}{}", self.message, self.fields);
+        if !self.error.is_empty() {
+            line.push_str(": ");
+            line.push_str(&errno_words(&self.error));
+        }
+        line
+    }
+}
+
+/// `Syscall(Nix(ENOENT))` and the like end in the errno's words.
+fn errno_words(debug: &str) -> String {
+    let innermost = debug.trim_end_matches(')').rsplit('(').next().unwrap_or(debug);
+    let is_errno =
+        innermost.starts_with('E') && innermost.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit());
+    if !is_errno {
+        return debug.to_owned();
+    }
+    (1..134)
+        .map(nix::errno::Errno::from_raw)
+        .find(|errno| format!("{errno:?}") == innermost)
+        .map_or_else(|| debug.to_owned(), crate::lookup::words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_users_message_goes_before_records() {
+        assert_eq!(choose("-first\n-second\n!said\n"), Some("said".into()));
+        assert_eq!(choose("-first\n-second\n"), Some("first".into()));
+        assert_eq!(choose(""), None);
+    }
+
+    #[test]
+    fn lines_cross_the_pipe() {
+        let (reader, report) = pipe().expect("a pipe");
+        report.line(RECORD, "cause");
+        report.message("two\nlines");
+        assert_eq!(reader.best(), Some("two lines".into()));
+        assert_eq!(reader.best(), None);
+    }
+
+    #[test]
+    fn an_errno_is_put_in_words() {
+        assert_eq!(errno_words("Nix(ENOENT)"), "no such file or directory");
+        assert_eq!(errno_words("Syscall(Nix(EPERM))"), "operation not permitted");
+        assert_eq!(errno_words("Custom(\"x\")"), "Custom(\"x\")");
+    }
+}

@@ -1,0 +1,205 @@
+//! One creation of a container, in a process of its own: forked from PID 1, single-threaded, gone when it is done.
+//!
+//! libcontainer does the work; this prepares its input, gives it the stdio, and words its failures. Whatever fails, nothing
+//! of the container is left: no process, cgroup or state.
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::error::LibcontainerError;
+use libcontainer::syscall::syscall::SyscallType;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::unistd::Uid;
+use oci_spec::runtime::Spec;
+
+use crate::executor::GuestExecutor;
+use crate::link::{self, Create, Outcome};
+use crate::report::{self, Reader, Report};
+use crate::spec::{self, Aside};
+use crate::supervisor::chain;
+use crate::{cgroup, kmsg, sys};
+
+/// Parent of the containers' bundles: the spec as the host sent it and as libcontainer gets it.
+pub const BUNDLES_DIR: &str = "/run/rt/containers";
+/// Where libcontainer keeps its state, among it the socket that lets a created container run.
+pub const STATE_DIR: &str = "/run/rt/state";
+/// The spec as the host sent it.
+pub const SPEC_FILE: &str = "spec.json";
+
+/// The container's bundle directory.
+pub fn bundle_dir(container: &str) -> PathBuf {
+    Path::new(BUNDLES_DIR).join(container)
+}
+
+/// Makes the container and tells `socket` how that went.
+pub fn run(create: &Create, stdio: Vec<OwnedFd>, socket: BorrowedFd<'_>) {
+    let (reader, report) = match report::pipe() {
+        Ok(pair) => pair,
+        Err(error) => return tell(socket, &failed(format!("cannot make a pipe: {error}")), None),
+    };
+    report.subscribe();
+    match make(create, stdio, &reader, report) {
+        Ok(made) => {
+            let outcome = Outcome::Created { pid: made.pid, own_pid_namespace: made.own_pid_namespace };
+            tell(socket, &outcome, made.master);
+        }
+        Err(message) => {
+            let _ = cgroup::remove(&create.container);
+            let _ = fs::remove_dir_all(Path::new(STATE_DIR).join(&create.container));
+            tell(socket, &failed(message), None);
+        }
+    }
+}
+
+fn failed(message: String) -> Outcome {
+    Outcome::Failed { message: link::shorten(message) }
+}
+
+fn tell(socket: BorrowedFd<'_>, outcome: &Outcome, master: Option<OwnedFd>) {
+    let fds: Vec<_> = master.iter().map(AsRawFd::as_raw_fd).collect();
+    if let Err(error) = link::transmit(socket, outcome, &fds) {
+        kmsg::error!("cannot tell PID 1 of {outcome:?}: {error}");
+    }
+}
+
+struct Made {
+    pid: i32,
+    own_pid_namespace: bool,
+    master: Option<OwnedFd>,
+}
+
+fn make(create: &Create, stdio: Vec<OwnedFd>, reader: &Reader, report: Report) -> Result<Made, String> {
+    let bundle = bundle_dir(&create.container);
+    let path = bundle.join(SPEC_FILE);
+    let bytes = fs::read(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let mut spec: Spec =
+        serde_json::from_slice(&bytes).map_err(|error| format!("config.json is not valid: {error}"))?;
+    let mut aside = spec::adapt(&mut spec, &create.container);
+    check(&spec, &aside, create)?;
+    let path = bundle.join("config.json");
+    let bytes = serde_json::to_vec(&spec).map_err(|error| format!("cannot write config.json: {error}"))?;
+    fs::write(&path, bytes).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    set_network_sysctls(&aside)?;
+    cgroup::create(&create.container)
+        .map_err(|error| format!("cannot make the cgroup of {}: {error}", create.container))?;
+    own(&stdio, aside.user);
+
+    let console = bundle.join("console");
+    let listener = match create.terminal {
+        Some(_) => Some(
+            UnixListener::bind(&console)
+                .map_err(|error| format!("cannot make {}: {error}", console.display()))?,
+        ),
+        None => None,
+    };
+    let executor = GuestExecutor::new(report, aside.seccomp.take());
+    let pid = build(create, stdio, executor, &bundle, listener.is_some().then_some(console.as_path()))
+        .map_err(|error| reader.best().unwrap_or_else(|| chain(&error)))?;
+    let master = match (listener, create.terminal) {
+        (Some(listener), Some(size)) => Some(terminal(&listener, size, aside.user)?),
+        _ => None,
+    };
+    Ok(Made { pid, own_pid_namespace: aside.own_pid_namespace, master })
+}
+
+/// What libcontainer would panic on or word unclearly.
+fn check(spec: &Spec, aside: &Aside, create: &Create) -> Result<(), String> {
+    let process = spec.process().as_ref().ok_or("process must be set in config.json")?;
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        return Err("process.args must not be empty".to_owned());
+    }
+    if aside.terminal != create.terminal.is_some() {
+        return Err("process.terminal and the streams that the host offers do not agree".to_owned());
+    }
+    let root = spec.root().as_ref().ok_or("root must be set in config.json")?;
+    match fs::metadata(root.path()) {
+        Ok(root) if root.is_dir() => Ok(()),
+        Ok(_) => Err(format!("root file system {} is not a directory", root.path().display())),
+        Err(error) => Err(format!("cannot use root file system {}: {error}", root.path().display())),
+    }
+}
+
+fn build(
+    create: &Create,
+    stdio: Vec<OwnedFd>,
+    executor: GuestExecutor,
+    bundle: &Path,
+    console: Option<&Path>,
+) -> Result<i32, LibcontainerError> {
+    let mut builder = ContainerBuilder::new(create.container.clone(), SyscallType::default())
+        .with_root_path(STATE_DIR)?
+        .with_executor(executor)
+        .with_console_socket(console);
+    let mut stdio = stdio.into_iter();
+    if let (Some(stdin), Some(stdout), Some(stderr)) = (stdio.next(), stdio.next(), stdio.next()) {
+        builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
+    }
+    let container = builder.as_init(bundle).with_systemd(false).with_detach(true).build()?;
+    container
+        .pid()
+        .map(|pid| pid.as_raw())
+        .ok_or_else(|| LibcontainerError::Other("no process was made".to_owned()))
+}
+
+/// Gives the process's user its standard streams, so that it can open /dev/stdout and /proc/self/fd/1 again.
+fn own(stdio: &[OwnedFd], user: u32) {
+    for fd in stdio {
+        let is_pipe =
+            nix::sys::stat::fstat(fd).is_ok_and(|status| status.st_mode & libc::S_IFMT == libc::S_IFIFO);
+        // /dev/null stays root's.
+        if is_pipe && let Err(error) = nix::unistd::fchown(fd, Some(Uid::from_raw(user)), None) {
+            kmsg::warning!("cannot give a standard stream to user {user}: {error}");
+        }
+    }
+}
+
+/// The new terminal's master, its size set and its slave owned by the process's user.
+fn terminal(listener: &UnixListener, (rows, columns): (u32, u32), user: u32) -> Result<OwnedFd, String> {
+    let master = receive_master(listener).map_err(|error| format!("cannot get the terminal: {error}"))?;
+    if rows > 0 && columns > 0 {
+        sys::set_window_size(master.as_fd(), rows, columns)
+            .map_err(|error| format!("cannot set the terminal's size: {error}"))?;
+    }
+    let owned = sys::terminal_peer(master.as_fd())
+        .and_then(|slave| nix::unistd::fchown(&slave, Some(Uid::from_raw(user)), None));
+    if let Err(error) = owned {
+        kmsg::warning!("cannot give the terminal to user {user}: {error}");
+    }
+    Ok(master)
+}
+
+/// libcontainer has sent it before it reported the container as made, so nothing waits here.
+fn receive_master(listener: &UnixListener) -> std::io::Result<OwnedFd> {
+    listener.set_nonblocking(true)?;
+    let (stream, _) = listener.accept()?;
+    let mut bytes = [0; 64];
+    let mut data = [std::io::IoSliceMut::new(&mut bytes)];
+    let mut control = nix::cmsg_space!([i32; 1]);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+    let received = recvmsg::<()>(stream.as_raw_fd(), &mut data, Some(&mut control), flags)?;
+    for message in received.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = message
+            && let Some(&fd) = fds.first()
+        {
+            // SAFETY: the kernel has just installed this descriptor for this process; nobody else owns it.
+            return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+    }
+    Err(std::io::Error::other("no descriptor came"))
+}
+
+fn set_network_sysctls(aside: &Aside) -> Result<(), String> {
+    for (name, value) in &aside.network_sysctls {
+        // Below net/ and nowhere else, whatever the name.
+        let relative = name.replace('.', "/");
+        if relative.split('/').any(|part| part.is_empty() || part == "..") {
+            return Err(format!("sysctl {name} is not a valid name"));
+        }
+        fs::write(Path::new("/proc/sys").join(relative), value)
+            .map_err(|error| format!("cannot set sysctl {name} to {value}: {error}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,210 @@
+//! The host's config.json made fit for libcontainer in a guest: what has no meaning here is taken out, what libcontainer
+//! gets wrong is put so that it gets it right. Pure; each step says why.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use oci_spec::runtime::{
+    Hooks, LinuxCapabilities, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, LinuxSeccomp, Spec,
+};
+
+use crate::cgroup;
+
+/// What the runner does itself, beside the spec that it hands to libcontainer.
+#[derive(Debug, Default, PartialEq)]
+pub struct Aside {
+    /// For [`crate::executor`].
+    pub seccomp: Option<LinuxSeccomp>,
+    /// To be set in the guest's own network namespace, which is the container's.
+    pub network_sysctls: HashMap<String, String>,
+    /// The process's user, as the guest outside the container sees it: owner of its standard streams.
+    pub user: u32,
+    pub own_pid_namespace: bool,
+    pub terminal: bool,
+}
+
+/// Rewrites `spec` for a container of that name.
+pub fn adapt(spec: &mut Spec, container: &str) -> Aside {
+    let mut aside = Aside::default();
+    let mut linux = spec.linux().clone().unwrap_or_default();
+
+    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+    // The VM's own network is the container's: the host brings the interfaces into it.
+    namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Network);
+    // Without one, libcontainer would mount in the agent's namespace, and the mounts would outlive the container.
+    if !namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Mount) {
+        let mut mount = LinuxNamespace::default();
+        mount.set_typ(LinuxNamespaceType::Mount);
+        namespaces.push(mount);
+    }
+    aside.own_pid_namespace = namespaces
+        .iter()
+        .any(|namespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none());
+    let own_user_namespace = namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::User);
+    linux.set_namespaces(Some(namespaces));
+
+    // A cgroup of the host; the guest has its own tree.
+    linux.set_cgroups_path(Some(cgroup::path_in_tree(container)));
+    // Hardware and security modules of the host that the guest's kernel does not have.
+    linux.set_intel_rdt(None);
+    linux.set_mount_label(None);
+
+    // libcontainer refuses these without a network namespace of the container's own.
+    if let Some(all) = linux.sysctl().clone() {
+        let (network, others): (HashMap<_, _>, HashMap<_, _>) =
+            all.into_iter().partition(|(name, _)| name.starts_with("net.") || name.starts_with("net/"));
+        aside.network_sysctls = network;
+        linux.set_sysctl((!others.is_empty()).then_some(others));
+    }
+
+    if let Some(process) = spec.process_mut() {
+        aside.terminal = process.terminal().unwrap_or(false);
+        aside.user = if own_user_namespace {
+            outside_id(process.user().uid(), linux.uid_mappings().as_deref().unwrap_or_default())
+        } else {
+            process.user().uid()
+        };
+        process.set_apparmor_profile(None);
+        process.set_selinux_label(None);
+        // libcontainer applies a profile after dropping the privilege to do so when this is present and false.
+        if process.no_new_privileges() == Some(false) {
+            process.set_no_new_privileges(None);
+        }
+        if process.no_new_privileges() == Some(true) {
+            let notifies = linux.seccomp().as_ref().is_some_and(libcontainer::seccomp::is_notify);
+            if !notifies {
+                aside.seccomp = linux.seccomp().clone();
+                linux.set_seccomp(None);
+            }
+        }
+        // Absent means none for runc, all for libcontainer.
+        if process.capabilities().is_none() {
+            process.set_capabilities(Some(no_capabilities()));
+        }
+        // The agent's own would be inherited: never killed when memory runs out.
+        if process.oom_score_adj().is_none() {
+            process.set_oom_score_adj(Some(0));
+        }
+    }
+
+    if let Some(mounts) = spec.mounts_mut() {
+        for mount in mounts {
+            // libcontainer wants one even where the file system has none.
+            if mount.source().is_none() {
+                let name = mount.typ().clone().unwrap_or_else(|| "none".to_owned());
+                mount.set_source(Some(PathBuf::from(name)));
+            }
+        }
+    }
+
+    // The other hooks ran, or will run, on the host.
+    let hooks = spec.hooks().as_ref().and_then(guest_hooks);
+    spec.set_hooks(hooks);
+    spec.set_linux(Some(linux));
+    aside
+}
+
+fn guest_hooks(hooks: &Hooks) -> Option<Hooks> {
+    let kept = |list: &Option<Vec<_>>| list.clone().filter(|list: &Vec<_>| !list.is_empty());
+    let (create, start) = (kept(hooks.create_container()), kept(hooks.start_container()));
+    if create.is_none() && start.is_none() {
+        return None;
+    }
+    let mut result = Hooks::default();
+    result.set_create_container(create);
+    result.set_start_container(start);
+    Some(result)
+}
+
+fn no_capabilities() -> LinuxCapabilities {
+    let mut none = LinuxCapabilities::default();
+    none.set_bounding(Some(Default::default()));
+    none.set_effective(Some(Default::default()));
+    none.set_permitted(Some(Default::default()));
+    none.set_inheritable(Some(Default::default()));
+    none.set_ambient(Some(Default::default()));
+    none
+}
+
+/// The ID outside a user namespace of an ID inside; one that is not mapped stays, as nothing else can be done with it.
+fn outside_id(inside: u32, mappings: &[LinuxIdMapping]) -> u32 {
+    mappings
+        .iter()
+        .find_map(|mapping| {
+            let offset = inside.checked_sub(mapping.container_id())?;
+            (offset < mapping.size()).then(|| mapping.host_id().checked_add(offset))?
+        })
+        .unwrap_or(inside)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: &str) -> Spec {
+        serde_json::from_str(json).expect("a valid spec")
+    }
+
+    fn minimal(process: &str, linux: &str) -> Spec {
+        spec(&format!(
+            r#"{{"ociVersion":"1.0.2","root":{{"path":"/r"}},
+                "process":{{"user":{{"uid":5,"gid":6}},"cwd":"/","args":["a"]{process}}},"linux":{{{linux}}}}}"#
+        ))
+    }
+
+    const SECCOMP: &str = r#""seccomp":{"defaultAction":"SCMP_ACT_ALLOW"}"#;
+
+    #[test]
+    fn namespaces_and_cgroup_are_the_guests() {
+        let mut spec =
+            minimal("", r#""cgroupsPath":"/host","namespaces":[{"type":"network"},{"type":"pid"}]"#);
+        let aside = adapt(&mut spec, "c1");
+        let linux = spec.linux().as_ref().expect("linux");
+        let types: Vec<_> = linux.namespaces().iter().flatten().map(LinuxNamespace::typ).collect();
+        assert_eq!(types, [LinuxNamespaceType::Pid, LinuxNamespaceType::Mount]);
+        assert_eq!(linux.cgroups_path().as_deref(), Some(std::path::Path::new("/rt/c1")));
+        assert!(aside.own_pid_namespace);
+        assert_eq!(aside.user, 5);
+    }
+
+    #[test]
+    fn a_profile_is_applied_late_only_with_no_new_privileges() {
+        let mut with = minimal(r#","noNewPrivileges":true"#, SECCOMP);
+        assert!(adapt(&mut with, "c").seccomp.is_some());
+        assert!(with.linux().as_ref().expect("linux").seccomp().is_none());
+        for process in ["", r#","noNewPrivileges":false"#] {
+            let mut without = minimal(process, SECCOMP);
+            assert!(adapt(&mut without, "c").seccomp.is_none());
+            assert!(without.linux().as_ref().expect("linux").seccomp().is_some());
+            assert_eq!(without.process().as_ref().expect("process").no_new_privileges(), None);
+        }
+    }
+
+    #[test]
+    fn absent_means_none() {
+        let mut spec = minimal("", "");
+        adapt(&mut spec, "c");
+        let process = spec.process().as_ref().expect("process");
+        assert_eq!(process.oom_score_adj(), Some(0));
+        let capabilities = process.capabilities().as_ref().expect("capabilities");
+        assert_eq!(capabilities.bounding().as_ref().map(|set| set.len()), Some(0));
+        assert!(spec.hooks().is_none());
+    }
+
+    #[test]
+    fn network_sysctls_are_taken_aside() {
+        let mut spec = minimal("", r#""sysctl":{"net.ipv4.ip_forward":"1","kernel.msgmax":"7"}"#);
+        let aside = adapt(&mut spec, "c");
+        assert_eq!(aside.network_sysctls.len(), 1);
+        let kept = spec.linux().as_ref().and_then(|linux| linux.sysctl().clone()).expect("sysctls");
+        assert!(kept.contains_key("kernel.msgmax") && kept.len() == 1);
+    }
+
+    #[test]
+    fn ids_are_mapped_outwards() {
+        let mappings: Vec<LinuxIdMapping> =
+            serde_json::from_str(r#"[{"containerID":0,"hostID":1000,"size":10}]"#).expect("mappings");
+        assert_eq!(outside_id(3, &mappings), 1003);
+        assert_eq!(outside_id(10, &mappings), 10);
+    }
+}

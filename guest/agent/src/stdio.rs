@@ -1,0 +1,180 @@
+//! Moves bytes between a process's standard streams and the host's connections. One thread per direction, one bounded
+//! buffer (a pipe, or 64 KiB); where the reader is slow, the writer waits. Nothing looks at the bytes.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::thread;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{Shutdown, shutdown};
+
+use crate::containers::{Container, Output};
+
+/// Bytes moved at once, and held by a pipe.
+const CHUNK: usize = 64 * 1024;
+/// The movers' stacks: they call system calls only.
+const STACK: usize = 64 * 1024;
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(work).map(drop)
+}
+
+/// Moves the host's bytes into `pipe`, a process's stdin. The host's end is the process's end of file; that the process
+/// has closed its stdin ends the connection, so that the host learns of it even when it sends nothing.
+pub fn move_input(stream: OwnedFd, pipe: OwnedFd) -> io::Result<()> {
+    spawn("stdin", move || {
+        let mut mover = Mover::default();
+        loop {
+            let mut wait = [
+                PollFd::new(stream.as_fd(), PollFlags::POLLIN),
+                PollFd::new(pipe.as_fd(), PollFlags::empty()),
+            ];
+            match poll(&mut wait, PollTimeout::NONE) {
+                Err(Errno::EINTR) => continue,
+                Err(_) => break,
+                Ok(_) => {}
+            }
+            if wait[1].any().unwrap_or(true) || !matches!(mover.step(stream.as_fd(), pipe.as_fd()), Ok(1..)) {
+                break;
+            }
+        }
+        drop(pipe);
+        use std::os::fd::AsRawFd;
+        let _ = shutdown(stream.as_raw_fd(), Shutdown::Both);
+    })
+}
+
+/// Moves what comes out of `pipe`, a process's stdout or stderr, to the host until every writer has closed it. A host that
+/// has gone away is a closed pipe to the process.
+pub fn move_output(pipe: OwnedFd, stream: OwnedFd, container: Arc<Container>) -> io::Result<()> {
+    // The pipe is the buffer. Where the size cannot be had the default is good enough.
+    let _ = fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(CHUNK as i32));
+    // Held only where it is looked at: a second read end would keep a writer from learning that nobody reads.
+    let watched = if container.is_alone() { None } else { Some(pipe.try_clone()?) };
+    let output = container.output_begins(watched);
+    spawn("output", move || {
+        let mut mover = Mover::default();
+        while let Ok(1..) = mover.step(pipe.as_fd(), stream.as_fd()) {}
+        drop(pipe);
+        finish(&stream, &container, output);
+    })
+}
+
+/// Moves bytes between a terminal's master and the host, both ways.
+pub fn move_terminal(master: OwnedFd, stream: OwnedFd, container: Arc<Container>) -> io::Result<()> {
+    let (master_in, stream_in) = (master.try_clone()?, stream.try_clone()?);
+    let output = container.output_begins(None);
+    spawn("terminal in", move || {
+        let mut mover = Mover::by_copy();
+        while let Ok(1..) = mover.step(stream_in.as_fd(), master_in.as_fd()) {}
+    })?;
+    spawn("terminal out", move || {
+        let mut mover = Mover::by_copy();
+        // EIO is a terminal's end of file: no process has it open any more.
+        while let Ok(1..) = mover.step(master.as_fd(), stream.as_fd()) {}
+        drop(master);
+        finish(&stream, &container, output);
+    })
+}
+
+/// Ends the stream's outward direction, then waits for the host to close: closing first might cut off what is on its way.
+fn finish(stream: &OwnedFd, container: &Container, output: Output) {
+    use std::os::fd::AsRawFd;
+    let _ = shutdown(stream.as_raw_fd(), Shutdown::Write);
+    container.output_ended(output);
+    let mut rest = [0; 512];
+    while let Ok(1..) | Err(Errno::EINTR) = nix::unistd::read(stream, &mut rest) {}
+}
+
+/// Moves bytes by splice(2) where the kernel can, by copying where not.
+#[derive(Default)]
+struct Mover {
+    buffer: Option<Vec<u8>>,
+}
+
+impl Mover {
+    fn by_copy() -> Self {
+        Self { buffer: Some(vec![0; CHUNK]) }
+    }
+
+    /// Moves some bytes, waiting for them; 0 is the end.
+    fn step(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> nix::Result<usize> {
+        loop {
+            let moved = match &mut self.buffer {
+                Some(buffer) => copy(from, to, buffer),
+                None => splice(from, None, to, None, CHUNK, SpliceFFlags::empty()),
+            };
+            match moved {
+                Err(Errno::EINTR) => {}
+                Err(Errno::EINVAL) if self.buffer.is_none() => *self = Self::by_copy(),
+                other => return other,
+            }
+        }
+    }
+}
+
+fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, buffer: &mut [u8]) -> nix::Result<usize> {
+    let length = nix::unistd::read(from, buffer)?;
+    let mut rest = &buffer[..length];
+    while !rest.is_empty() {
+        match nix::unistd::write(to, rest) {
+            Ok(written) => rest = &rest[written..],
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn both_ways_of_moving_are_whole_and_end() {
+        for mut mover in [Mover::default(), Mover::by_copy()] {
+            let (read, write) = nix::unistd::pipe().expect("a pipe");
+            let (near, mut far) = UnixStream::pair().expect("a pair");
+            let data: Vec<u8> = (0..1_000_000u32).map(|i| (i % 251) as u8).collect();
+            let writer = thread::spawn({
+                let data = data.clone();
+                move || File::from(write).write_all(&data)
+            });
+            let reader = thread::spawn(move || {
+                let mut all = Vec::new();
+                far.read_to_end(&mut all).map(|_| all)
+            });
+            while let Ok(1..) = mover.step(read.as_fd(), near.as_fd()) {}
+            drop(near);
+            writer.join().expect("no panic").expect("written");
+            assert!(reader.join().expect("no panic").expect("read") == data);
+        }
+    }
+
+    #[test]
+    fn a_closed_stdin_ends_the_connection_without_traffic() {
+        let (read, write) = nix::unistd::pipe().expect("a pipe");
+        let (near, mut far) = UnixStream::pair().expect("a pair");
+        move_input(near.into(), write).expect("a thread");
+        drop(read);
+        assert_eq!(far.read(&mut [0; 1]).expect("the end"), 0);
+    }
+
+    #[test]
+    fn the_hosts_end_is_the_processs_end_of_file() {
+        let (read, write) = nix::unistd::pipe().expect("a pipe");
+        let (near, mut far) = UnixStream::pair().expect("a pair");
+        move_input(near.into(), write).expect("a thread");
+        far.write_all(b"abc").expect("written");
+        far.shutdown(std::net::Shutdown::Write).expect("shut down");
+        let mut all = Vec::new();
+        File::from(read).read_to_end(&mut all).expect("read");
+        assert_eq!(all, b"abc");
+    }
+}

@@ -1,0 +1,266 @@
+//! PID 1: boots the guest, forks the server and one runner per container, and reaps everything that ends.
+//!
+//! It never starts a thread, so every fork of it is whole. A container's first process is the runner's child and comes to
+//! PID 1 when the runner ends; its exit is reported to the server always after its creation, even when both had happened
+//! before PID 1 looked: what a runner has to say is read before any reaped process is attributed.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::MsgFlags;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::cmdline::Parameters;
+use crate::link::{self, Create, Event, Outcome, Request};
+use crate::{boot, kmsg, runner, service, sys};
+
+/// A forked runner that has not ended.
+struct Runner {
+    sequence: u64,
+    socket: OwnedFd,
+    /// Its outcome has been passed on.
+    told: bool,
+}
+
+/// PID 1's state.
+struct Supervisor {
+    server: Pid,
+    link: OwnedFd,
+    runners: BTreeMap<i32, Runner>,
+    /// First processes of containers: their creation's sequence number.
+    containers: BTreeMap<i32, u64>,
+}
+
+/// Says what went wrong and ends the machine. PID 1 that merely returned would be a kernel panic.
+fn give_up(message: &str, by_reset: bool) -> ! {
+    kmsg::error!("{message}; ending the virtual machine");
+    sys::end_machine(by_reset);
+    // The machine cannot end by itself: the host ends it when the agent stays silent.
+    loop {
+        nix::unistd::pause();
+    }
+}
+
+/// A panic is reported where the host sees it. In PID 1 it ends the machine; elsewhere the process, which PID 1 notices.
+pub fn install_panic_hook() {
+    std::panic::set_hook(Box::new(|panic| {
+        if std::process::id() == 1 {
+            give_up(&format!("the agent broke: {panic}"), false);
+        }
+        kmsg::error!("the agent's process {} broke: {panic}", std::process::id());
+    }));
+}
+
+/// The whole life of PID 1.
+pub fn run(started_ns: u64) -> ! {
+    let parameters = match boot::first() {
+        Ok(parameters) => parameters,
+        Err(error) => give_up(&chain(&error), false),
+    };
+    let by_reset = parameters.end_by_reset;
+    match start(started_ns, &parameters).map(Supervisor::serve) {
+        Ok(reason) => give_up(&reason, by_reset),
+        Err(reason) => give_up(&reason, by_reset),
+    }
+}
+
+/// An error with its causes on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// Boots and forks the server.
+fn start(started_ns: u64, parameters: &Parameters) -> Result<Supervisor, String> {
+    let listeners = boot::open_listeners().map_err(|error| chain(&error))?;
+    let mut beacon = boot::Beacon::start(parameters.beacon_port).map_err(|error| chain(&error))?;
+    boot::rest(&mut beacon).map_err(|error| chain(&error))?;
+    let (link, server_link) = link::pair().map_err(|error| format!("cannot make a socket pair: {error}"))?;
+    // Before the fork: no child may end unnoticed.
+    let children = SigSet::from(Signal::SIGCHLD);
+    children.thread_block().map_err(|error| format!("cannot block SIGCHLD: {error}"))?;
+    match sys::fork() {
+        Err(error) => Err(format!("cannot fork: {error}")),
+        Ok(None) => {
+            drop(link);
+            let _ = children.thread_unblock();
+            // The connection to the host is PID 1's to finish.
+            drop(beacon);
+            let reason = service::serve(listeners, server_link, started_ns);
+            kmsg::error!("the agent's server ended: {reason}");
+            sys::exit_now(1)
+        }
+        Ok(Some(server)) => {
+            drop(listeners);
+            drop(server_link);
+            beacon.finish().map_err(|error| chain(&error))?;
+            Ok(Supervisor { server, link, runners: BTreeMap::new(), containers: BTreeMap::new() })
+        }
+    }
+}
+
+impl Supervisor {
+    /// Works until nothing is left to work for, and returns why.
+    fn serve(mut self) -> String {
+        let children = SigSet::from(Signal::SIGCHLD);
+        let signals = match SignalFd::with_flags(&children, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK) {
+            Ok(signals) => signals,
+            Err(error) => return format!("cannot watch for ended processes: {error}"),
+        };
+        loop {
+            let (ended, asked, told) = {
+                let mut wait = vec![
+                    PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+                    PollFd::new(self.link.as_fd(), PollFlags::POLLIN),
+                ];
+                let waiting = self.runners.values().filter(|runner| !runner.told);
+                wait.extend(waiting.map(|runner| PollFd::new(runner.socket.as_fd(), PollFlags::POLLIN)));
+                match poll(&mut wait, PollTimeout::NONE) {
+                    Ok(_) => {}
+                    Err(Errno::EINTR) => continue,
+                    Err(error) => return format!("cannot wait for events: {error}"),
+                }
+                let ready = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
+                (ready(&wait[0]), ready(&wait[1]), wait[2..].iter().any(ready))
+            };
+            if told {
+                self.read_outcomes();
+            }
+            if ended {
+                while let Ok(Some(_)) = signals.read_signal() {}
+                if let Err(reason) = self.reap() {
+                    return reason;
+                }
+            }
+            if asked && let Err(reason) = self.answer() {
+                return reason;
+            }
+        }
+    }
+
+    /// One request of the server.
+    fn answer(&mut self) -> Result<(), String> {
+        match link::receive::<Request>(self.link.as_fd(), MsgFlags::MSG_DONTWAIT) {
+            Ok(Some((Request::Create(create), stdio))) => {
+                let sequence = create.sequence;
+                if let Err(error) = self.fork_runner(create, stdio) {
+                    let message = format!("cannot fork a runner: {error}");
+                    self.tell(&Event::Failed { sequence, message }, None);
+                }
+                Ok(())
+            }
+            Err(Errno::EAGAIN) => Ok(()),
+            // The server's end is reaped next, with its status.
+            Ok(None) => self.reap(),
+            Err(error) => Err(format!("cannot read the server's request: {error}")),
+        }
+    }
+
+    fn fork_runner(&mut self, create: Create, stdio: Vec<OwnedFd>) -> nix::Result<()> {
+        let (socket, runner_socket) = link::pair()?;
+        let sequence = create.sequence;
+        match sys::fork()? {
+            None => {
+                let _ = SigSet::from(Signal::SIGCHLD).thread_unblock();
+                runner::run(&create, stdio, runner_socket.as_fd());
+                sys::exit_now(0)
+            }
+            Some(pid) => {
+                self.runners.insert(pid.as_raw(), Runner { sequence, socket, told: false });
+                Ok(())
+            }
+        }
+    }
+
+    /// Reaps all that has ended; fails when the server has.
+    fn reap(&mut self) -> Result<(), String> {
+        loop {
+            let status = match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
+                Ok(status) => status,
+                Err(Errno::EINTR) => continue,
+                Err(error) => return Err(format!("cannot reap: {error}")),
+            };
+            let (Some(pid), Some(code)) = (status.pid(), exit_code(status)) else { continue };
+            if pid == self.server {
+                return Err(format!("the agent's server ended ({status:?})"));
+            }
+            self.read_outcomes();
+            if let Some(runner) = self.runners.remove(&pid.as_raw()) {
+                if !runner.told {
+                    let message = format!("the runner ended without a word ({status:?})");
+                    self.tell(&Event::Failed { sequence: runner.sequence, message }, None);
+                }
+            } else if let Some(sequence) = self.containers.remove(&pid.as_raw()) {
+                self.tell(&Event::Exited { sequence, code }, None);
+            }
+        }
+    }
+
+    /// Passes on what runners have to say.
+    fn read_outcomes(&mut self) {
+        let mut events = Vec::new();
+        for runner in self.runners.values_mut().filter(|runner| !runner.told) {
+            let sequence = runner.sequence;
+            match link::receive::<Outcome>(runner.socket.as_fd(), MsgFlags::MSG_DONTWAIT) {
+                Ok(Some((Outcome::Created { pid, own_pid_namespace }, fds))) => {
+                    runner.told = true;
+                    self.containers.insert(pid, sequence);
+                    let event = Event::Created { sequence, pid, own_pid_namespace };
+                    events.push((event, fds.into_iter().next()));
+                }
+                Ok(Some((Outcome::Failed { message }, _))) => {
+                    runner.told = true;
+                    events.push((Event::Failed { sequence, message }, None));
+                }
+                // A runner that ended in silence is told when it is reaped.
+                Ok(None) | Err(_) => {}
+            }
+        }
+        for (event, terminal) in events {
+            self.tell(&event, terminal);
+        }
+    }
+
+    fn tell(&self, event: &Event, terminal: Option<OwnedFd>) {
+        let fds: Vec<_> = terminal.iter().map(AsRawFd::as_raw_fd).collect();
+        if let Err(error) = link::transmit(self.link.as_fd(), event, &fds) {
+            kmsg::warning!("cannot tell the server of {event:?}: {error}");
+        }
+    }
+}
+
+/// What a shell would make of the end of a process; `None` when it has not ended.
+fn exit_code(status: WaitStatus) -> Option<u32> {
+    match status {
+        WaitStatus::Exited(_, code) => Some(code as u32 & 0xff),
+        WaitStatus::Signaled(_, signal, _) => Some(128 + signal as u32),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_those_of_a_shell() {
+        let pid = Pid::from_raw(5);
+        assert_eq!(exit_code(WaitStatus::Exited(pid, 0)), Some(0));
+        assert_eq!(exit_code(WaitStatus::Exited(pid, 255)), Some(255));
+        assert_eq!(exit_code(WaitStatus::Signaled(pid, Signal::SIGKILL, false)), Some(137));
+        assert_eq!(exit_code(WaitStatus::Signaled(pid, Signal::SIGSEGV, true)), Some(139));
+        assert_eq!(exit_code(WaitStatus::StillAlive), None);
+    }
+}

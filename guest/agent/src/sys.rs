@@ -1,0 +1,160 @@
+//! System calls that nix has no safe form of. The only unsafe code of the agent, apart from fork in [`crate::supervisor`].
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+
+/// CLOCK_MONOTONIC in nanoseconds.
+pub fn monotonic_ns() -> u64 {
+    match nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) {
+        Ok(time) => time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64,
+        Err(_) => 0,
+    }
+}
+
+/// Loads a kernel module from an open file.
+pub fn load_module(file: &impl AsRawFd) -> nix::Result<()> {
+    let parameters = c"";
+    // SAFETY: the descriptor is open for the whole call and `parameters` is a NUL-terminated string; the kernel copies both.
+    let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), parameters.as_ptr(), 0) };
+    Errno::result(result).map(drop)
+}
+
+/// Credits `seed` to the kernel's random pool.
+pub fn add_entropy(seed: &[u8]) -> io::Result<()> {
+    // struct rand_pool_info of linux/random.h: two ints, then the bytes.
+    let mut request = Vec::with_capacity(8 + seed.len());
+    request.extend_from_slice(&(seed.len() as i32 * 8).to_ne_bytes());
+    request.extend_from_slice(&(seed.len() as i32).to_ne_bytes());
+    request.extend_from_slice(seed);
+    let random = std::fs::File::options().write(true).open("/dev/urandom")?;
+    // RNDADDENTROPY is _IOW('R', 0x03, int [2]).
+    let command = nix::request_code_write!(b'R', 0x03, 8);
+    // SAFETY: `request` holds the header with the length of the bytes after it; the kernel reads no more than that.
+    Errno::result(unsafe { libc::ioctl(random.as_raw_fd(), command, request.as_ptr()) })?;
+    Ok(())
+}
+
+/// Sets the wall clock, in nanoseconds since the epoch.
+pub fn set_realtime(realtime_ns: i64) -> nix::Result<()> {
+    let time = nix::sys::time::TimeSpec::new(
+        realtime_ns.div_euclid(1_000_000_000),
+        realtime_ns.rem_euclid(1_000_000_000),
+    );
+    nix::time::clock_settime(nix::time::ClockId::CLOCK_REALTIME, time)
+}
+
+/// Sets a terminal's size through its master.
+pub fn set_window_size(master: BorrowedFd<'_>, rows: u32, columns: u32) -> nix::Result<()> {
+    let size = libc::winsize {
+        ws_row: rows.min(u16::MAX.into()) as u16,
+        ws_col: columns.min(u16::MAX.into()) as u16,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: TIOCSWINSZ reads one struct winsize, which outlives the call.
+    Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &size) }).map(drop)
+}
+
+/// Opens the slave of a terminal by its master, whatever mount namespace its devpts is in.
+pub fn terminal_peer(master: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: TIOCGPTPEER takes flags by value and returns a new descriptor, which is owned here and nowhere else.
+    unsafe {
+        let fd = Errno::result(libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags))?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// Brings the loopback interface up.
+pub fn loopback_up() -> nix::Result<()> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: all-zero bytes are a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads one ifreq, whose name is NUL-terminated and whose flags are set.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) }).map(drop)
+}
+
+/// Bytes that wait in a pipe.
+pub fn bytes_waiting(pipe: BorrowedFd<'_>) -> nix::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int, which outlives the call.
+    Errno::result(unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &mut count) })?;
+    Ok(count.max(0) as usize)
+}
+
+/// A descriptor that stands for a process.
+pub fn pidfd_open(pid: i32) -> nix::Result<OwnedFd> {
+    // SAFETY: takes two integers by value and returns a new descriptor, which is owned here and nowhere else.
+    unsafe {
+        let fd = Errno::result(libc::syscall(libc::SYS_pidfd_open, pid, 0))?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+/// Signals the process behind a pidfd: never another one that got its number.
+pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> nix::Result<()> {
+    let no_info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a null siginfo is allowed and means what kill(2) would send.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, no_info, 0) };
+    Errno::result(result).map(drop)
+}
+
+/// execveat-less execve: returns only when it failed.
+pub fn execute(path: &CStr, arguments: &[CString], environment: &[CString]) -> Errno {
+    match nix::unistd::execve(path, arguments, environment) {
+        Ok(never) => match never {},
+        Err(error) => error,
+    }
+}
+
+/// Whether the caller's effective user may execute the file.
+pub fn may_execute(path: &std::path::Path) -> nix::Result<()> {
+    nix::unistd::faccessat(
+        nix::fcntl::AT_FDCWD,
+        path,
+        nix::unistd::AccessFlags::X_OK,
+        nix::fcntl::AtFlags::AT_EACCESS,
+    )
+}
+
+/// Forks. The child gets `Ok(None)`.
+///
+/// Only for a process with one thread: then the child may use everything that the parent may.
+pub fn fork() -> nix::Result<Option<nix::unistd::Pid>> {
+    // SAFETY: PID 1, the only caller, never starts a thread (crate::supervisor), so no lock can be held by another one.
+    match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Parent { child } => Ok(Some(child)),
+        nix::unistd::ForkResult::Child => Ok(None),
+    }
+}
+
+/// Ends the process at once, without what `exit` runs.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit never returns and touches no memory of the process.
+    unsafe { libc::_exit(code) }
+}
+
+/// Ends the machine, by power-off or by reset. Only PID 1 calls it; returns when the kernel refuses.
+pub fn end_machine(by_reset: bool) {
+    let mode = if by_reset {
+        nix::sys::reboot::RebootMode::RB_AUTOBOOT
+    } else {
+        nix::sys::reboot::RebootMode::RB_POWER_OFF
+    };
+    let _ = nix::sys::reboot::reboot(mode);
+}
+
+/// Ignores SIGPIPE: writers look at EPIPE.
+pub fn ignore_broken_pipes() {
+    // SAFETY: SIG_IGN installs no handler that could run.
+    let _ = unsafe {
+        nix::sys::signal::signal(nix::sys::signal::Signal::SIGPIPE, nix::sys::signal::SigHandler::SigIgn)
+    };
+}

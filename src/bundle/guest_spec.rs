@@ -1,0 +1,105 @@
+//! Host spec to guest spec: what of config.json means the host is taken out or given its place in the guest; all
+//! else travels as it stands.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount, Spec};
+
+/// Where the guest finds what the host serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestPaths {
+    /// The root file system.
+    pub root: PathBuf,
+    /// The source of each bind mount, by its index in `mounts`.
+    pub binds: BTreeMap<usize, PathBuf>,
+}
+
+/// Whether a mount binds an existing file or directory, as runc decides it: by type or by option.
+pub fn is_bind(mount: &Mount) -> bool {
+    let option = |name: &String| name == "bind" || name == "rbind";
+    mount.typ().as_deref() == Some("bind") || mount.options().iter().flatten().any(option)
+}
+
+/// The spec as the agent gets it.
+///
+/// - `root.path` and the sources of bind mounts become the guest's paths.
+/// - Namespaces lose their host paths. The network namespace goes: the VM's own is the container's.
+/// - Labels and profiles of the host's security modules go, as the guest has none of them and the VM is what isolates.
+/// - cgroupsPath goes, being the host's; so do limits on host devices and what only cgroup v1 had. The limits
+///   themselves stay and hold in the guest.
+pub fn guest_spec(host: &Spec, paths: &GuestPaths) -> Spec {
+    let mut spec = host.clone();
+    if let Some(root) = spec.root_mut() {
+        root.set_path(paths.root.clone());
+    }
+    for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
+        if let Some(path) = paths.binds.get(&index) {
+            mount.set_source(Some(path.clone()));
+        }
+    }
+    if let Some(process) = spec.process_mut() {
+        process.set_apparmor_profile(None);
+        process.set_selinux_label(None);
+    }
+    spec.set_hooks(None);
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_mount_label(None);
+        linux.set_cgroups_path(None);
+        linux.set_intel_rdt(None);
+        if let Some(namespaces) = linux.namespaces_mut() {
+            *namespaces = namespaces.iter().filter_map(guest_namespace).collect();
+        }
+        if let Some(resources) = linux.resources_mut() {
+            resources.set_network(None);
+            resources.set_rdma(None);
+            if let Some(block_io) = resources.block_io_mut() {
+                block_io.set_weight_device(None);
+                block_io.set_throttle_read_bps_device(None);
+                block_io.set_throttle_write_bps_device(None);
+                block_io.set_throttle_read_iops_device(None);
+                block_io.set_throttle_write_iops_device(None);
+            }
+        }
+    }
+    spec
+}
+
+fn guest_namespace(namespace: &LinuxNamespace) -> Option<LinuxNamespace> {
+    let mut namespace = namespace.clone();
+    namespace.set_path(None);
+    (namespace.typ() != LinuxNamespaceType::Network).then_some(namespace)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_guest_sees_its_own_paths_and_nothing_of_the_host() {
+        let host: Spec = serde_json::from_value(json!({
+            "ociVersion": "1.0.2",
+            "root": {"path": "/host/rootfs", "readonly": true},
+            "process": {"user": {"uid": 1, "gid": 2}, "args": ["a"], "cwd": "/", "apparmorProfile": "p"},
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/v", "type": "bind", "source": "/host/v", "options": ["rbind", "ro"]},
+            ],
+            "linux": {
+                "cgroupsPath": "/host/cgroup",
+                "namespaces": [{"type": "pid", "path": "/proc/1/ns/pid"}, {"type": "network"}],
+            },
+        }))
+        .unwrap();
+        let paths = GuestPaths { root: "/g/rootfs".into(), binds: [(1, "/g/m/1".into())].into() };
+        let guest = serde_json::to_value(guest_spec(&host, &paths)).unwrap();
+        assert_eq!(guest["root"], json!({"path": "/g/rootfs", "readonly": true}));
+        assert_eq!(guest["mounts"][1]["source"], "/g/m/1");
+        assert_eq!(guest["mounts"][1]["options"], json!(["rbind", "ro"]));
+        assert_eq!(guest["linux"]["namespaces"], json!([{"type": "pid"}]));
+        assert!(!guest.to_string().contains("host"), "{guest}");
+        assert!(guest["process"].get("apparmorProfile").is_none());
+    }
+}

@@ -1,0 +1,356 @@
+//! What is on disk of containers: a state directory each, `ROOT/ID`, with the record `state.json` in it.
+//!
+//! The directory appears under its ID with the record in it, by one rename, which succeeds for one caller only: that
+//! is what reserves an ID. It is there before anything is acquired; the record is written again at each step, by
+//! rename too, so that it is always whole. Whoever changes a container
+//! holds the lock of its directory (flock(2) on the directory itself, so that there is no lock file to leave behind).
+
+use std::collections::HashMap;
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
+use serde::{Deserialize, Serialize};
+
+use crate::bundle::Bundle;
+use crate::hypervisor::VmRecord;
+use crate::sys::pidfd::ProcessId;
+
+/// Changes when an older rt could not read the record.
+pub const VERSION: u32 = 1;
+const FILE: &str = "state.json";
+/// A record is some KiB; its annotations come from the bundle, which is at most 3 MiB.
+const MAX_BYTES: u64 = 8 << 20;
+
+/// Why a container's state cannot be used. Wording that callers search for is runc's.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("container with given ID already exists: {0}")]
+    Exists(String),
+    #[error("container does not exist: {0}")]
+    Missing(String),
+    #[error("cannot {what} {path}")]
+    System {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "the state record {path} is damaged ({reason}); `rt delete --force` removes what is left of the container"
+    )]
+    Damaged { path: PathBuf, reason: String },
+    #[error(
+        "the state record {path} is of version {version}, this rt knows {VERSION}; use the rt that made the container"
+    )]
+    Version { path: PathBuf, version: u32 },
+}
+
+/// Where a container is in its life, as the runtime-spec names it (and runc, with `paused`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Creating,
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// What is on disk of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    pub version: u32,
+    pub id: String,
+    pub oci_version: String,
+    /// As last written; [`Record::status`] tells what it is now.
+    pub status: Status,
+    pub bundle: PathBuf,
+    pub rootfs: PathBuf,
+    /// RFC 3339.
+    pub created: String,
+    pub annotations: HashMap<String, String>,
+    /// The process that stands for the container on the host and whose death ends it. `None` until it runs.
+    pub monitor: Option<ProcessId>,
+    pub vm: Option<VmRecord>,
+    pub fsd: Option<ProcessId>,
+}
+
+impl Record {
+    /// The record of a container that is about to be created.
+    pub fn new(id: &str, bundle: &Bundle) -> Self {
+        Self {
+            version: VERSION,
+            id: id.into(),
+            oci_version: bundle.spec.version().clone(),
+            status: Status::Creating,
+            bundle: bundle.dir.clone(),
+            rootfs: bundle.rootfs.clone(),
+            created: humantime::format_rfc3339_nanos(std::time::SystemTime::now()).to_string(),
+            annotations: bundle.spec.annotations().clone().unwrap_or_default(),
+            monitor: None,
+            vm: None,
+            fsd: None,
+        }
+    }
+
+    /// What the container is now: one whose monitor is gone has stopped, whatever was written last.
+    pub fn status(&self) -> Status {
+        match self.monitor {
+            Some(monitor) if !monitor.is_alive() => Status::Stopped,
+            _ => self.status,
+        }
+    }
+}
+
+/// The directory of all state directories.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: PathBuf,
+}
+
+/// A container's state directory, locked.
+#[derive(Debug)]
+pub struct State {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Store {
+    pub fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// Where a container's state lies.
+    pub fn path(&self, id: &str) -> PathBuf {
+        self.root.join(id)
+    }
+
+    /// Reserves the record's ID and writes the record; the root is made if need be.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] when the ID is taken, [`Error::System`] otherwise.
+    pub fn create(&self, record: &Record) -> Result<(), Error> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::System { what: "make the state directory", path, source }
+        };
+        let mut private = DirBuilder::new();
+        private.mode(0o700);
+        private.recursive(true).create(&self.root).map_err(failed(&self.root))?;
+        // '~' is in no ID, and the PID is this process's own.
+        let draft = self.root.join(format!("~{}", std::process::id()));
+        private.recursive(false).create(&draft).map_err(failed(&draft))?;
+        let path = self.path(&record.id);
+        let result = write(&draft, record).and_then(|()| {
+            renameat2(AT_FDCWD, &draft, AT_FDCWD, &path, RenameFlags::RENAME_NOREPLACE).map_err(|error| {
+                match error {
+                    Errno::EEXIST => Error::Exists(record.id.clone()),
+                    other => failed(&path)(other.into()),
+                }
+            })
+        });
+        result.inspect_err(|_| drop(std::fs::remove_dir_all(&draft)))
+    }
+
+    /// Replaces the record of an existing container.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] when it was deleted, [`Error::System`] otherwise.
+    pub fn update(&self, record: &Record) -> Result<(), Error> {
+        self.lock(&record.id)?.write(record)
+    }
+
+    /// Locks the state of an existing container, waiting for whoever holds it.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], also when it was deleted while waiting; [`Error::System`].
+    pub fn lock(&self, id: &str) -> Result<State, Error> {
+        let path = self.path(id);
+        let failed = |what| {
+            let path = path.clone();
+            move |source: io::Error| match source.kind() {
+                io::ErrorKind::NotFound => Error::Missing(id.into()),
+                _ => Error::System { what, path, source },
+            }
+        };
+        let mut dir = File::open(&path).map_err(failed("open the state directory"))?;
+        let lock = loop {
+            match Flock::lock(dir, FlockArg::LockExclusive) {
+                Ok(lock) => break lock,
+                Err((back, Errno::EINTR)) => dir = back,
+                Err((_, error)) => return Err(failed("lock the state directory")(error.into())),
+            }
+        };
+        let locked = lock.metadata().map_err(failed("look at the state directory"))?;
+        let current = std::fs::metadata(&path).map_err(failed("look at the state directory"))?;
+        let same = |a: &std::fs::Metadata, b: &std::fs::Metadata| {
+            use std::os::unix::fs::MetadataExt;
+            (a.dev(), a.ino()) == (b.dev(), b.ino())
+        };
+        if same(&locked, &current) { Ok(State { path, _lock: lock }) } else { Err(Error::Missing(id.into())) }
+    }
+
+    /// Reads a record without the lock: it is whole at any time.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn read(&self, id: &str) -> Result<Record, Error> {
+        let path = self.path(id).join(FILE);
+        let mut text = Vec::new();
+        let read = File::open(&path).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut text));
+        match read {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::Missing(id.into())),
+            Err(source) => Err(Error::System { what: "read the state record", path, source }),
+            Ok(_) => parse(&path, &text),
+        }
+    }
+
+    /// The IDs of all containers, sorted.
+    ///
+    /// # Errors
+    /// [`Error::System`]; a root that does not exist holds none.
+    pub fn ids(&self) -> Result<Vec<String>, Error> {
+        let failed = |source| Error::System { what: "list", path: self.root.clone(), source };
+        let entries = match std::fs::read_dir(&self.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(failed)?,
+        };
+        let mut ids = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            if let (Ok(kind), Ok(name)) = (entry.file_type(), entry.file_name().into_string())
+                && kind.is_dir()
+                && super::id::validate(&name).is_ok()
+            {
+                ids.push(name);
+            }
+        }
+        ids.sort();
+        Ok(ids)
+    }
+}
+
+fn write(dir: &Path, record: &Record) -> Result<(), Error> {
+    let path = dir.join(FILE);
+    let next = dir.join(".state.json");
+    let text = serde_json::to_vec(record).expect("a record has only string keys");
+    std::fs::write(&next, text).and_then(|()| std::fs::rename(&next, &path)).map_err(|source| Error::System {
+        what: "write the state record",
+        path,
+        source,
+    })
+}
+
+fn parse(path: &Path, text: &[u8]) -> Result<Record, Error> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let damaged = |error: serde_json::Error| Error::Damaged { path: path.into(), reason: error.to_string() };
+    // The version first: of a later one the rest need not be understood.
+    let Versioned { version } = serde_json::from_slice(text).map_err(damaged)?;
+    if version != VERSION {
+        return Err(Error::Version { path: path.into(), version });
+    }
+    serde_json::from_slice(text).map_err(damaged)
+}
+
+impl State {
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Replaces the record.
+    ///
+    /// # Errors
+    /// [`Error::System`]
+    pub fn write(&self, record: &Record) -> Result<(), Error> {
+        write(&self.path, record)
+    }
+
+    /// Removes the directory; the ID is free again.
+    ///
+    /// # Errors
+    /// [`Error::System`]
+    pub fn remove(self) -> Result<(), Error> {
+        std::fs::remove_dir_all(&self.path).map_err(|source| Error::System {
+            what: "remove the state directory",
+            path: self.path.clone(),
+            source,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(id: &str) -> Record {
+        Record {
+            version: VERSION,
+            id: id.into(),
+            oci_version: "1.0.2".into(),
+            status: Status::Running,
+            bundle: "/b".into(),
+            rootfs: "/b/rootfs".into(),
+            created: "2026-01-01T00:00:00Z".into(),
+            annotations: HashMap::new(),
+            monitor: ProcessId::of(std::process::id() as i32),
+            vm: None,
+            fsd: None,
+        }
+    }
+
+    #[test]
+    fn an_id_is_taken_until_it_is_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::new(root.path().join("rt"));
+        assert_eq!(store.ids().unwrap(), Vec::<String>::new());
+        store.create(&record("a")).unwrap();
+        assert_eq!(
+            store.create(&record("a")).unwrap_err().to_string(),
+            "container with given ID already exists: a"
+        );
+        assert_eq!(store.read("a").unwrap(), record("a"));
+        assert_eq!(store.ids().unwrap(), ["a"]);
+        store.lock("a").unwrap().remove().unwrap();
+        assert_eq!(store.lock("a").unwrap_err().to_string(), "container does not exist: a");
+        store.create(&record("a")).unwrap();
+    }
+
+    #[test]
+    fn a_damaged_or_later_record_is_told() {
+        let error = parse(Path::new("/s"), b"{").unwrap_err().to_string();
+        assert!(error.starts_with("the state record /s is damaged"), "{error}");
+        let error = parse(Path::new("/s"), br#"{"version": 9, "new": 1}"#).unwrap_err().to_string();
+        assert!(error.starts_with("the state record /s is of version 9"), "{error}");
+    }
+
+    #[test]
+    fn a_container_without_its_monitor_has_stopped() {
+        let mut record = record("a");
+        assert_eq!(record.status(), Status::Running);
+        record.monitor = record.monitor.map(|monitor| ProcessId { start_time: 1, ..monitor });
+        assert_eq!(record.status(), Status::Stopped);
+        record.monitor = None;
+        assert_eq!(record.status(), Status::Running);
+    }
+}
