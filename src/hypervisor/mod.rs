@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 pub mod kvm;
 pub mod process;
 pub mod qemu;
+pub mod select;
 pub mod vsock;
 
 /// A virtual machine to be started. Plain data.
