@@ -204,16 +204,16 @@ fn serve(config: Config, socket: OwnedFd) -> Result<(), Error> {
     let fs = PassthroughFs::new(config).map_err(step("open the share"))?;
     let backend = VhostUserFsBackend::new(fs).map_err(step("make a virtio-fs device"))?;
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-    let mut daemon =
-        VhostUserDaemon::new("fsd".to_owned(), Arc::new(backend), memory).map_err(vhost)?;
+    let mut daemon = VhostUserDaemon::new("fsd".to_owned(), Arc::new(backend), memory).map_err(vhost)?;
     let mut listener = Listener::from(UnixListener::from(socket));
     daemon.start(&mut listener).map_err(vhost)?;
     drop(listener);
     nix::unistd::write(io::stdout(), b"+").map_err(step("say that it serves"))?;
     match daemon.wait() {
         // The VMM closed the connection, or died in the middle of a message.
-        Ok(())
-        | Err(BackendError::HandleRequest(VhostError::Disconnected | VhostError::PartialMessage)) => Ok(()),
+        Ok(()) | Err(BackendError::HandleRequest(VhostError::Disconnected | VhostError::PartialMessage)) => {
+            Ok(())
+        }
         Err(error) => Err(vhost(error)),
     }
 }

@@ -1,2 +1,5 @@
 //! rt's own VMM on KVM.
-use std::ffi::OsString; pub fn vmm_main(_: &[OsString]) -> std::process::ExitCode { std::process::ExitCode::FAILURE }
+use std::ffi::OsString;
+pub fn vmm_main(_: &[OsString]) -> std::process::ExitCode {
+    std::process::ExitCode::FAILURE
+}
