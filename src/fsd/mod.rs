@@ -1,17 +1,30 @@
 //! The file server: serves a sandbox's share to the guest over vhost-user-fs, in a process of its own (`rt fsd`)
-//! that sees nothing but the share.
+//! that sees nothing but the share. `sandbox` starts one per VM; the VMM, built-in or QEMU, is its client.
+//!
+//! The share is a read-only directory with one subdirectory or file per [`Entry`], each a mount of its own: read-only
+//! entries are read-only mounts, so not even this process could write there. The guest sees each as a file
+//! system of its own, too (FUSE submounts), so inode numbers of different host file systems do not meet.
+//!
+//! Another container's entries can join a running server: whoever starts it enters this process's mount namespace and moves
+//! detached mounts into its root. The guest then finds them by name; nothing here needs to be told.
 
-use std::os::fd::OwnedFd;
+mod launch;
+mod serve;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use launch::{Ending, Error, Fsd, launch, socket};
+pub use serve::main;
+
 /// One host file or directory below the share's root.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Where it appears: a relative path of plain names, such as `ID/rootfs` or `ID/mounts/3`.
+    /// Where it appears: a relative path of plain names, such as `ID/rootfs` or `ID/mounts/3`, at or below no other entry's.
     pub name: PathBuf,
-    /// Absolute; a directory, or any other file, which then appears as one.
+    /// Absolute. A directory, with what is mounted below it, or any other file, which then appears as one. Symbolic links
+    /// in it are followed when the server starts, by the host's rules; later ones never are.
     pub source: PathBuf,
     pub readonly: bool,
 }
@@ -22,13 +35,4 @@ pub struct FsdSpec {
     /// The sandbox's ID.
     pub id: String,
     pub entries: Vec<Entry>,
-}
-
-/// A started file server. Dropping it kills the process and reaps it.
-#[derive(Debug)]
-pub struct Fsd {}
-
-/// Starts `rt fsd`, which serves `spec` on `socket` (vhost-user backend side, a connected Unix stream socket).
-pub fn launch(_spec: &FsdSpec, _socket: OwnedFd) -> Result<Fsd, crate::jail::Error> {
-    Ok(Fsd {})
 }

@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{Mode, SFlag, fstat, mkdirat, mknodat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat, mknodat};
 use nix::unistd::{Gid, Uid, fchownat, symlinkat};
 
 use super::{Error, step};
@@ -28,7 +28,8 @@ pub enum Root {
     System(System),
 }
 
-/// A file or directory of the host, with everything mounted below it.
+/// A file or directory of the host, with everything mounted below it. Of a device, FIFO or socket
+/// the jail gets a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bind {
     /// Absolute path on the host. Symbolic links are followed, as mount(2) does: whoever names a
@@ -84,6 +85,8 @@ struct Plan {
 /// Builds the root for user `owner`, attached in this mount namespace and read-only.
 pub(super) fn build(root: &Root, owner: u32) -> Result<OwnedFd, Error> {
     let plan = plan(root)?;
+    // All sources are opened before the new root is attached, which hides the host's `/`.
+    let sources = plan.binds.iter().map(open_source).collect::<Result<Vec<_>, _>>()?;
     let attributes = NOSUID | NOEXEC | if plan.devices.is_empty() { NODEV } else { 0 };
     let tree = mount::tmpfs(&[(c"mode", c"755"), (c"size", c"1m")], attributes);
     let tree = tree.map_err(step("make a tmpfs"))?;
@@ -92,8 +95,8 @@ pub(super) fn build(root: &Root, owner: u32) -> Result<OwnedFd, Error> {
         let link = symlinkat(content.as_path(), &tree, name.as_path());
         link.map_err(|errno| path_error("make a symbolic link", name, errno))?;
     }
-    for bind in &plan.binds {
-        lay(bind, plan.attributes, tree.as_fd())?;
+    for (bind, source) in plan.binds.iter().zip(sources) {
+        lay(bind, source, plan.attributes, tree.as_fd())?;
     }
     for name in &plan.devices {
         lay_device(name, owner, tree.as_fd())?;
@@ -155,27 +158,53 @@ fn path_error(what: &'static str, path: &Path, source: impl Into<io::Error>) -> 
     Error::Path { what, path: path.to_owned(), source: source.into() }
 }
 
-fn lay(bind: &Bind, mut attributes: Attributes, root: BorrowedFd<'_>) -> Result<(), Error> {
-    let tree = mount::clone_tree(&bind.source, true);
-    let tree = tree.map_err(|error| path_error("open it", &bind.source, error))?;
-    if bind.readonly {
-        attributes |= READONLY;
-    }
-    match mount::set_attributes(tree.as_fd(), attributes, true) {
+/// A detached copy of the mounts at a source, and what it is: asked of what was opened, so that nobody can put
+/// another kind of file in its place in between.
+fn open_source(bind: &Bind) -> Result<(OwnedFd, FileStat), Error> {
+    let open = || -> io::Result<_> {
+        let tree = mount::clone_tree(&bind.source, true)?;
+        let status = fstat(&tree)?;
+        Ok((tree, status))
+    };
+    open().map_err(|source| path_error("open it", &bind.source, source))
+}
+
+fn lay(
+    bind: &Bind,
+    (tree, host): (OwnedFd, FileStat),
+    attributes: Attributes,
+    root: BorrowedFd<'_>,
+) -> Result<(), Error> {
+    let kind = SFlag::from_bits_truncate(host.st_mode & SFlag::S_IFMT.bits());
+    let make = || -> io::Result<()> {
+        if kind != SFlag::S_IFDIR && kind != SFlag::S_IFREG {
+            return copy_node(&host, kind, &bind.target, root);
+        }
+        restrict(tree.as_fd(), attributes | if bind.readonly { READONLY } else { 0 })?;
+        let (parent, name) = make_target(root, &bind.target, kind)?;
+        mount::attach(tree.as_fd(), parent.as_fd(), &name)
+    };
+    make().map_err(|source| path_error("attach it", &bind.source, source))
+}
+
+/// A device, FIFO or socket appears as another of its kind: whoever is served it has its own kernel's device of that number
+/// and its own pipe, and the host's file itself is not to be touched.
+fn copy_node(host: &FileStat, kind: SFlag, target: &Path, root: BorrowedFd<'_>) -> io::Result<()> {
+    let (parent, name) = make_parent(root, target)?;
+    let mode = Mode::from_bits_truncate(host.st_mode);
+    mknodat(&parent, name.as_c_str(), kind, mode, host.st_rdev)?;
+    let (uid, gid) = (Uid::from_raw(host.st_uid), Gid::from_raw(host.st_gid));
+    Ok(fchownat(&parent, name.as_c_str(), Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?)
+}
+
+fn restrict(tree: BorrowedFd<'_>, attributes: Attributes) -> io::Result<()> {
+    match mount::set_attributes(tree, attributes, true) {
         // Linux before 5.14 has no NOSYMFOLLOW. The file server opens with O_NOFOLLOW in any case.
         Err(error) if is(&error, Errno::EINVAL) && attributes & NOSYMFOLLOW != 0 => {
-            mount::set_attributes(tree.as_fd(), attributes & !NOSYMFOLLOW, true)
+            mount::set_attributes(tree, attributes & !NOSYMFOLLOW, true)
         }
         result => result,
     }
-    .map_err(|error| path_error("restrict its mount", &bind.source, error))?;
-    // Asked of what was opened, so that nobody can put another kind of file in its place in between.
-    let kind = fstat(&tree).map_err(|errno| path_error("look at it", &bind.source, errno))?.st_mode;
-    let directory = kind & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits();
-    let (parent, name) = make_target(root, &bind.target, directory)
-        .map_err(|error| path_error("make a place for it", &bind.source, error))?;
-    mount::attach(tree.as_fd(), parent.as_fd(), &name)
-        .map_err(|error| path_error("attach it", &bind.source, error))
 }
 
 fn is(error: &io::Error, errno: Errno) -> bool {
@@ -183,24 +212,28 @@ fn is(error: &io::Error, errno: Errno) -> bool {
 }
 
 /// Makes a directory or an empty file for something to be mounted on; its parent directory and last name.
-fn make_target(root: BorrowedFd<'_>, target: &Path, directory: bool) -> io::Result<(OwnedFd, CString)> {
+fn make_target(root: BorrowedFd<'_>, target: &Path, kind: SFlag) -> io::Result<(OwnedFd, CString)> {
+    let (parent, name) = make_parent(root, target)?;
+    if kind == SFlag::S_IFDIR {
+        mkdirat(&parent, name.as_c_str(), Mode::from_bits_truncate(0o755))?;
+    } else {
+        mknodat(&parent, name.as_c_str(), SFlag::S_IFREG, Mode::from_bits_truncate(0o644), 0)?;
+    }
+    Ok((parent, name))
+}
+
+/// Makes the directories that lead to the last name of `target`.
+fn make_parent(root: BorrowedFd<'_>, target: &Path) -> io::Result<(OwnedFd, CString)> {
     let mut parent = root.try_clone_to_owned()?;
-    let mut names = target.iter().peekable();
-    while let Some(name) = names.next() {
-        let name = CString::new(name.as_bytes())?;
-        let last = names.peek().is_none();
-        if last && !directory {
-            mknodat(&parent, name.as_c_str(), SFlag::S_IFREG, Mode::from_bits_truncate(0o644), 0)?;
-        } else {
-            match mkdirat(&parent, name.as_c_str(), Mode::from_bits_truncate(0o755)) {
-                Err(Errno::EEXIST) if !last => {}
-                result => result?,
-            }
-        }
-        if last {
+    let mut names = target.iter().map(|name| CString::new(name.as_bytes())).peekable();
+    while let Some(name) = names.next().transpose()? {
+        if names.peek().is_none() {
             return Ok((parent, name));
         }
-        parent = open_directory(parent.as_fd(), &name)?;
+        match mkdirat(&parent, name.as_c_str(), Mode::from_bits_truncate(0o755)) {
+            Ok(()) | Err(Errno::EEXIST) => parent = open_directory(parent.as_fd(), &name)?,
+            Err(errno) => return Err(errno.into()),
+        }
     }
     Err(Errno::ENOENT.into())
 }
@@ -219,8 +252,7 @@ fn lay_device(name: &str, owner: u32, root: BorrowedFd<'_>) -> Result<(), Error>
         return Err(path_error("use it", &source, Errno::ENODEV));
     }
     let make = || -> io::Result<()> {
-        let (parent, name) = make_target(root, &Path::new("dev").join(name), false)?;
-        nix::unistd::unlinkat(&parent, name.as_c_str(), nix::unistd::UnlinkatFlags::NoRemoveDir)?;
+        let (parent, name) = make_parent(root, &Path::new("dev").join(name))?;
         mknodat(&parent, name.as_c_str(), SFlag::S_IFCHR, Mode::from_bits_truncate(0o600), host.rdev())?;
         let (uid, gid) = (Uid::from_raw(owner), Gid::from_raw(owner));
         Ok(fchownat(&parent, name.as_c_str(), Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?)
