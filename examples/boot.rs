@@ -53,7 +53,7 @@ fn boot() -> anyhow::Result<()> {
     let request = parse()?;
     if request.runs == 1 {
         let (ending, timeline) = run(&request)?;
-        print!("{}{}{}\n", ending.console, ending.log, ending.status);
+        println!("{}{}{}", ending.console, ending.log, ending.status);
         for (name, ms) in timeline {
             println!("{ms:8.2}  {name}");
         }
@@ -129,7 +129,9 @@ fn run(request: &Request) -> anyhow::Result<(Ending, Vec<(String, f64)>)> {
             }
             drop(_beacon);
             match vm.accept(deadline) {
-                Err(rt::hypervisor::Error::Ended(ending) | rt::hypervisor::Error::Deadline(ending)) => *ending,
+                Err(rt::hypervisor::Error::Ended(ending) | rt::hypervisor::Error::Deadline(ending)) => {
+                    *ending
+                }
                 Err(error) => return Err(error.into()),
                 Ok(_) => bail!("a second beacon"),
             }

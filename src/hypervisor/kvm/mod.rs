@@ -227,6 +227,8 @@ enum Error {
     Memory,
     #[error(transparent)]
     Device(#[from] devices::Error),
+    #[error(transparent)]
+    Jail(#[from] jail::Error),
 }
 
 impl Error {

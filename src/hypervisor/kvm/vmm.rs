@@ -26,10 +26,13 @@ use crate::devices::rng::Rng;
 use crate::devices::serial::{self, Serial};
 use crate::devices::vsock::VsockDevice;
 use crate::devices::vsock_virtio::VsockVirtio;
-use crate::devices::{EventLoop, Interrupt, Memory, VirtioDevice, Watch};
+use crate::devices::{self, EventLoop, Interrupt, Memory, VirtioDevice, Watch};
 use crate::hypervisor::VmSpec;
+use crate::jail::{self, Jail, Limits};
 use crate::sys::{clock, fd};
 
+/// Descriptors are for vsock's connections. No file is made that could grow but guest memory, which has its size.
+const LIMITS: Limits = Limits { open_files: 4096, threads: 64, file_size: None };
 /// Of which a few pages are used.
 const VCPU_STACK: usize = 128 * 1024;
 
@@ -65,36 +68,34 @@ impl Inherited {
 
 /// Boots the guest and runs it to its end.
 pub fn run() -> Result<End, Error> {
-    mark("vmm.exec");
+    let mut timeline = Timeline::default();
+    timeline.mark("vmm.exec");
     let Inherited { mut spec, kvm, kernel, initramfs, share, vsock, uplink } = Inherited::take()?;
-    // JAIL: jail::enter belongs here, before the first byte of what came from outside is read.
     let spec = read_spec(&mut spec)?;
-    mark("vmm.jailed");
+    jail::enter(&Jail::sealed(LIMITS))?;
+    timeline.mark("vmm.jailed");
 
     // SAFETY: the descriptor is owned and passed on.
     let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
     let vm = kvm.create_vm().map_err(Error::kvm("make a VM"))?;
+    let (memory, file) = memory::allocate(spec.memory_mib)?;
+    // Before the interrupt controllers: afterwards KVM would wait several ms for readers of what it replaces.
+    memory::register(&vm, &memory)?;
     vm.set_tss_address(TSS).map_err(Error::kvm("place the TSS"))?;
     vm.create_irq_chip().map_err(Error::kvm("make interrupt controllers"))?;
-    mark("vmm.created");
-
-    let (memory, file) = memory::allocate(spec.memory_mib)?;
-    memory::register(&vm, &memory)?;
-    mark("vmm.memory");
+    timeline.mark("vmm.created");
 
     let target = Target { memory: &memory, file: &file, memory_mib: spec.memory_mib };
     let image = target.load(kernel, &initramfs, (&spec.kernel, &spec.initramfs))?;
-    mark("vmm.kernel");
+    timeline.mark("vmm.loaded");
 
     let event_loop = EventLoop::new()?;
     let fs = Fs::new(&spec.share_tag, share, &event_loop.events(0))?;
-    let vsock =
-        VsockDevice::new(rt_proto::GUEST_CID.into(), vsock, uplink).map_err(crate::devices::Error::from)?;
+    let vsock = VsockDevice::new(rt_proto::GUEST_CID.into(), vsock, uplink).map_err(devices::Error::from)?;
     let devices: Vec<Box<dyn VirtioDevice>> =
         vec![Box::new(fs), Box::new(VsockVirtio::new(vsock)), Box::new(Rng::default())];
     let devices = attach(devices, &vm, &memory, &event_loop)?;
     let serial = Serial::new(serial_interrupt(&vm, spec.console)?);
-    mark("vmm.devices");
 
     let tables = Tables { vcpus: spec.vcpus, devices: devices.len(), serial: spec.console };
     let rsdp = tables.write(&memory)?;
@@ -103,16 +104,28 @@ pub fn run() -> Result<End, Error> {
     let supported = cpuid::supported(&kvm, spec.vcpus)?;
     let vcpus = (0..spec.vcpus).map(|id| vcpu::create(&vm, id, &supported)).collect::<Result<Vec<_>, _>>()?;
     vcpu::start_at(&vcpus[0], image.entry)?;
-    mark("vmm.vcpus");
+    timeline.mark("vmm.run");
+    drop(timeline);
 
     let machine = Arc::new(Machine::new(devices, serial));
     let (ended, _watch) = start(vcpus, &machine, &event_loop)?;
     serve(&machine, &event_loop, &ended)
 }
 
-/// Prints a mark of the timeline, which the parent collects.
-pub fn mark(name: &str) {
-    eprintln!("@{name} {}", clock::monotonic_ns());
+/// Marks for the parent, which collects them. Printed in one write when dropped: each would wake the parent.
+#[derive(Default)]
+struct Timeline(String);
+
+impl Timeline {
+    fn mark(&mut self, name: &str) {
+        self.0.push_str(&format!("@{name} {}\n", clock::monotonic_ns()));
+    }
+}
+
+impl Drop for Timeline {
+    fn drop(&mut self) {
+        eprint!("{}", self.0);
+    }
 }
 
 fn read_spec(file: &mut File) -> Result<VmSpec, Error> {
@@ -187,7 +200,6 @@ fn start(
         .map_err(|errno| Error::host("make an eventfd")(errno.into()))?;
     let watch = event_loop.events(END).watch(&wake, 0)?;
     let wake = Arc::new(wake);
-    mark("vmm.run");
     for (id, mut vcpu) in vcpus.into_iter().enumerate() {
         let (machine, ended, wake) = (Arc::clone(machine), Arc::clone(&ended), Arc::clone(&wake));
         let thread = thread::Builder::new().name(format!("vcpu{id}")).stack_size(VCPU_STACK);
