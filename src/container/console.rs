@@ -80,8 +80,7 @@ impl Console {
         }
         terminal::make_controlling(&pty.slave)?;
         let name = nix::unistd::ttyname(&pty.slave)?;
-        let text = [IoSlice::new(name.as_os_str().as_encoded_bytes())];
-        let master = [pty.master.as_raw_fd()];
+        fd::send(stream.as_fd(), name.as_os_str().as_encoded_bytes(), pty.master.as_fd())?;
         Ok(Self::Pty(Arc::new(pty.slave)))
     }
 

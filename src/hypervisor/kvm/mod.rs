@@ -11,7 +11,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::process::VmmProcess;
 use super::{Ending, Error as VmError, Hypervisor, Kind, Vm, VmFds, VmRecord, VmSpec, VsockAddress, vsock};
@@ -30,8 +30,6 @@ pub use probe::{Unusable, probe};
 
 /// In the sandbox's state directory.
 const VSOCK: &str = "vsock.sock";
-/// A guest's listener answers at once; a guest that is stuck never does.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The built-in hypervisor.
 #[derive(Debug, Clone, Copy, Default)]
@@ -103,11 +101,6 @@ impl Vm for KvmVm {
             }
             Err(source) => Err(VmError::Launch { what: "its uplink", source }),
         }
-    }
-
-    fn connect(&self, port: u32) -> Result<OwnedFd, VmError> {
-        let deadline = Instant::now() + CONNECT_TIMEOUT;
-        vsock::connect_unix(&self.vsock, port, deadline).map_err(|source| VmError::Connect { port, source })
     }
 
     fn end(&mut self) -> Ending {
