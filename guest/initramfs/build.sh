@@ -7,7 +7,7 @@
 #   /modules/NN-NAME.ko             line, in the order in which the agent loads them (finit_module)
 #
 # The archive is newc cpio, not compressed: see README.md for why. The same input gives the same bytes: sorted, owner 0:0, time 0.
-set -Eeuo pipefail
+set -euo pipefail
 shopt -s nullglob
 
 die() { echo "initramfs: $*" >&2; exit 1; }

@@ -10,7 +10,7 @@
 #   release, config    uname -r of the guest, and its .config
 #   modules/*.ko, modules/order     quick only: what it lacks built in, stripped, in load order (names without .ko)
 #
-# HASH is over this script, tuned.config and the package's name and version. The series is pinned here; its newest patch
+# HASH is over this script, the package's name and version, and for the tuned kernel tuned.config. The series is pinned here; its newest patch
 # release that apt knows is taken, since guests want security fixes too: after an apt-get update it may be built anew.
 # Nothing is installed and root is not needed. RT_JOBS is make's -j (default: all processors).
 set -Eeuo pipefail
@@ -169,7 +169,7 @@ progress() {
     sleep 1
     [ $SECONDS -lt $objects ] || {
       objects=$((SECONDS + 30))
-      say "$(grep -cE '^  (CC|AS|LD) ' "$log" || true) of about 2300 objects, $((SECONDS - start)) s"
+      say "$(grep -cE '^  (CC|AS|LD) ' "$log" || true) of about 1790 objects, $((SECONDS - start)) s"
     }
   done
   wait "$1"
@@ -185,7 +185,9 @@ esac
 
 package=$(newest_$kind)
 [ -n "$package" ] || die "apt knows no kernel $series package for the $kind kernel; run apt-get update (Debian 12 has them in bookworm-security)"
-hash=$({ cat "${BASH_SOURCE[0]}" "$here/tuned.config"; echo "$kind $package"; } | sha256sum | cut -c1-12)
+inputs=("${BASH_SOURCE[0]}")
+[ "$kind" = quick ] || inputs+=("$here/tuned.config")
+hash=$({ cat "${inputs[@]}"; echo "$kind $package"; } | sha256sum | cut -c1-12)
 result=$cache/$kind-$hash
 
 if [ ! -d "$result" ]; then

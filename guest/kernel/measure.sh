@@ -3,15 +3,15 @@
 # not, so fit for a budget.
 #
 #   measure.sh VMLINUX INITRAMFS [KERNEL-COMMAND-LINE...]    prints virtual milliseconds, as "96.1"
-#   MEASURE_MACHINE=q35|microvm|microvm,acpi=on   (default microvm: with acpi=off, as rt's QEMU backend starts it)
-#   MEASURE_MEM=MiB (default 128)   MEASURE_CPUS=N (default 1)
-#   MEASURE_TIMEOUT=seconds of real time (default 120)
+#   MEASURE_MACHINE   QEMU's -M (default microvm,acpi=off; microvm,acpi=on needs tsc_early_khz=1000000, see README.md)
+#   MEASURE_MEM       MiB (default 128)       MEASURE_CPUS     processors (default 1)
+#   MEASURE_TIMEOUT   seconds of real time (default 120)
 #
 # QEMU's software emulation runs with -icount shift=0,sleep=off: one instruction takes one virtual nanosecond, waiting for a
 # timer takes what it waits and no real time, and the guest's TSC counts these nanoseconds from zero. Beside the given
 # initramfs, which is unpacked as always, the guest gets a program of its own as init, whose first instruction reads the TSC
 # and which writes it to the first serial port. The kernel prints nothing (loglevel=0): every character would count.
-set -Eeuo pipefail
+set -euo pipefail
 
 die() { echo "measure: $*" >&2; exit 1; }
 [ $# -ge 2 ] || { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
@@ -69,18 +69,15 @@ buf: .ascii "................\n"
 S
 as -o "$dir/init.o" "$dir/init.s" && ld -s -o "$dir/measure" "$dir/init.o"
 cp "$initramfs" "$dir/initramfs"
-truncate -s %4 "$dir/initramfs" # the kernel takes archives one after the other, each at a multiple of four
+truncate -s %4 "$dir/initramfs" # the kernel takes archives one after the other (but after lz4 none), each at a multiple of four
 (cd "$dir" && echo measure | cpio -o -H newc -R 0:0 --quiet >>initramfs)
 
-machine=${MEASURE_MACHINE:-microvm}
-case $machine in
-  microvm) machine=microvm,acpi=off ;;
-esac
 # reboot=t and panic=-1: a guest that ends, or cannot start, ends QEMU.
-timeout -s KILL "${MEASURE_TIMEOUT:-120}" qemu-system-x86_64 -M "$machine" -accel tcg,thread=single -icount shift=0,sleep=off \
+timeout -k 5 "${MEASURE_TIMEOUT:-120}" qemu-system-x86_64 -M "${MEASURE_MACHINE:-microvm,acpi=off}" -accel tcg,thread=single -icount shift=0,sleep=off \
   -cpu max -smp "${MEASURE_CPUS:-1}" -m "${MEASURE_MEM:-128}" -seed 1 -rtc base=2020-01-01,clock=vm -nodefaults -display none -no-reboot -serial "file:$dir/out" \
   -kernel "$vmlinux" -initrd "$dir/initramfs" \
-  -append "rdinit=/measure loglevel=0 panic=-1 reboot=t $*" </dev/null 2>"$dir/err" || die "QEMU failed or did not end within ${MEASURE_TIMEOUT:-120} s: $(tail -n 1 "$dir/err")"
+  -append "rdinit=/measure loglevel=0 panic=-1 reboot=t $*" </dev/null 2>"$dir/err" ||
+  die "QEMU failed or did not end within ${MEASURE_TIMEOUT:-120} s: $(tail -n 1 "$dir/err")"
 ticks=$(grep -aoE '^[0-9a-f]{16}' "$dir/out") ||
   die "$vmlinux did not get to init (command line: $*); add ignore_loglevel to see why. The guest said: $(tail -c 2000 "$dir/out")"
 awk -v ns="$((16#$ticks))" 'BEGIN { printf "%.1f\n", ns / 1e6 }'

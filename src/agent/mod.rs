@@ -3,14 +3,16 @@
 //! The agent is in the guest, so every reply is an enemy's: sizes are bounded by ttRPC's message limit, numbers are
 //! checked here, and text is made printable before it gets into a message or log.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, SystemTime};
 
+pub use rt_proto::messages::ProcessInfo;
 use rt_proto::messages::{
-    ContainerRequest, CreateContainerRequest, Empty, HelloRequest, ProcessRequest, ResizeTerminalRequest,
-    SignalProcessRequest,
+    ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, HelloRequest, ProcessRequest,
+    ResizeTerminalRequest, SignalProcessRequest, UpdateContainerRequest, WatchOomRequest,
 };
 use rt_proto::service::AgentClient;
 use rt_proto::{AGENT_PORT, Beacon, PROTOCOL_VERSION, STREAM_PORT};
@@ -57,6 +59,24 @@ pub struct StreamNames {
     pub stdout: u64,
     pub stderr: u64,
     pub terminal: u64,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// As the process gave it, or 128 + signal.
+    pub code: u8,
+    /// Processes of the container that the guest's kernel killed for want of memory.
+    pub oom_kills: u64,
+}
+
+/// News of the guest's out-of-memory killer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OomWatch {
+    /// Processes killed so far.
+    pub kills: u64,
+    /// The container has ended: no more will come.
+    pub ended: bool,
 }
 
 /// What the agent said of itself.
@@ -166,39 +186,142 @@ impl Agent {
         self.call("StartContainer", |context| self.client.start_container(context, &request)).map(drop)
     }
 
-    /// Blocks until the container's process has ended and gives its exit code, 0 to 255.
+    /// Runs another process in a container. `process` is the runtime-spec's object as JSON, `exec_id` the caller's choice,
+    /// `cgroup` one below the container's, or empty.
     ///
     /// # Errors
     /// [`Error`]
-    pub fn wait_process(&self, id: &str) -> Result<u8, Error> {
-        let request = ProcessRequest { container_id: id.into(), ..Default::default() };
+    pub fn exec_process(
+        &self,
+        id: &str,
+        exec_id: &str,
+        process: Vec<u8>,
+        streams: StreamNames,
+        size: Option<(u16, u16)>,
+        cgroup: &str,
+    ) -> Result<(), Error> {
+        let (rows, columns) = size.unwrap_or_default();
+        let request = ExecProcessRequest {
+            container_id: id.into(),
+            exec_id: exec_id.into(),
+            process,
+            stdin: streams.stdin,
+            stdout: streams.stdout,
+            stderr: streams.stderr,
+            terminal: streams.terminal,
+            terminal_rows: rows.into(),
+            terminal_columns: columns.into(),
+            cgroup: cgroup.into(),
+            ..Default::default()
+        };
+        self.call("ExecProcess", |context| self.client.exec_process(context, &request)).map(drop)
+    }
+
+    /// Blocks until the process has ended, the container's own where `exec_id` is empty.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn wait_process(&self, id: &str, exec_id: &str) -> Result<Exit, Error> {
+        let request =
+            ProcessRequest { container_id: id.into(), exec_id: exec_id.into(), ..Default::default() };
         let call = "WaitProcess";
         let reply = self
             .client
             .wait_process(ttrpc::context::Context::default(), &request)
             .map_err(|error| failed(call, Duration::ZERO, error))?;
-        u8::try_from(reply.exit_code)
-            .map_err(|_| Error::Impossible { call, what: format!("exit code {}", reply.exit_code) })
+        let code = u8::try_from(reply.exit_code)
+            .map_err(|_| Error::Impossible { call, what: format!("exit code {}", reply.exit_code) })?;
+        Ok(Exit { code, oom_kills: reply.oom_kills })
     }
 
+    /// Sends a signal to a process, or with `all` to each of the container's.
+    ///
     /// # Errors
     /// [`Error`]
-    pub fn signal_process(&self, id: &str, signal: i32) -> Result<(), Error> {
-        let request =
-            SignalProcessRequest { container_id: id.into(), signal: signal as u32, ..Default::default() };
+    pub fn signal_process(&self, id: &str, exec_id: &str, signal: i32, all: bool) -> Result<(), Error> {
+        let request = SignalProcessRequest {
+            container_id: id.into(),
+            exec_id: exec_id.into(),
+            signal: signal as u32,
+            all,
+            ..Default::default()
+        };
         self.call("SignalProcess", |context| self.client.signal_process(context, &request)).map(drop)
     }
 
     /// # Errors
     /// [`Error`]
-    pub fn resize_terminal(&self, id: &str, rows: u16, columns: u16) -> Result<(), Error> {
+    pub fn resize_terminal(&self, id: &str, exec_id: &str, rows: u16, columns: u16) -> Result<(), Error> {
         let request = ResizeTerminalRequest {
             container_id: id.into(),
+            exec_id: exec_id.into(),
             rows: rows.into(),
             columns: columns.into(),
             ..Default::default()
         };
         self.call("ResizeTerminal", |context| self.client.resize_terminal(context, &request)).map(drop)
+    }
+
+    /// Freezes the container's processes.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn pause_container(&self, id: &str) -> Result<(), Error> {
+        let request = ContainerRequest { container_id: id.into(), ..Default::default() };
+        self.call("PauseContainer", |context| self.client.pause_container(context, &request)).map(drop)
+    }
+
+    /// # Errors
+    /// [`Error`]
+    pub fn resume_container(&self, id: &str) -> Result<(), Error> {
+        let request = ContainerRequest { container_id: id.into(), ..Default::default() };
+        self.call("ResumeContainer", |context| self.client.resume_container(context, &request)).map(drop)
+    }
+
+    /// Changes limits; `resources` is the runtime-spec's object as JSON.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn update_container(&self, id: &str, resources: Vec<u8>) -> Result<(), Error> {
+        let request = UpdateContainerRequest { container_id: id.into(), resources, ..Default::default() };
+        self.call("UpdateContainer", |context| self.client.update_container(context, &request)).map(drop)
+    }
+
+    /// The container's processes; their text is printable.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn list_processes(&self, id: &str) -> Result<Vec<ProcessInfo>, Error> {
+        let request = ContainerRequest { container_id: id.into(), ..Default::default() };
+        let reply = self.call("ListProcesses", |context| self.client.list_processes(context, &request))?;
+        let mut processes = reply.processes;
+        for process in &mut processes {
+            process.command = printable(&process.command, 4096);
+            process.terminal = printable(&process.terminal, 32);
+        }
+        Ok(processes)
+    }
+
+    /// The files of the container's cgroup v2, by name, as the guest has them.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn container_stats(&self, id: &str) -> Result<HashMap<String, String>, Error> {
+        let request = ContainerRequest { container_id: id.into(), ..Default::default() };
+        Ok(self.call("ContainerStats", |context| self.client.container_stats(context, &request))?.cgroup)
+    }
+
+    /// Blocks until more than `seen` processes of the container were killed for want of memory, or it has ended.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn watch_oom(&self, id: &str, seen: u64) -> Result<OomWatch, Error> {
+        let request = WatchOomRequest { container_id: id.into(), seen, ..Default::default() };
+        let reply = self
+            .client
+            .watch_oom(ttrpc::context::Context::default(), &request)
+            .map_err(|error| failed("WatchOom", Duration::ZERO, error))?;
+        Ok(OomWatch { kills: reply.oom_kills, ended: reply.ended })
     }
 
     /// Writes dirty data of the share back, so that the VM may be killed.

@@ -1,14 +1,29 @@
 //! The command line: flags to a request, one call, error to exit code. No logic of its own.
 
+mod checkpoint;
+mod create;
+mod delete;
+mod exec;
+mod kill;
+mod list;
+mod pause;
+mod ps;
+mod resume;
 mod run;
+mod start;
+mod state;
+mod update;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::config::Config;
+use crate::container::{self, Store};
 use crate::hypervisor::Kind;
 use crate::sandbox::Timeline;
 use crate::{fsd, hypervisor, log, sys};
@@ -68,12 +83,69 @@ enum HypervisorChoice {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Checkpoint(checkpoint::Arguments),
+    Create(create::Arguments),
+    Delete(delete::Arguments),
+    Exec(Box<exec::Arguments>),
+    Kill(kill::Arguments),
+    List(list::Arguments),
+    Pause(pause::Arguments),
+    Ps(ps::Arguments),
+    Restore(checkpoint::Arguments),
+    Resume(resume::Arguments),
     Run(run::Arguments),
+    Start(start::Arguments),
+    State(state::Arguments),
+    Update(Box<update::Arguments>),
+}
+
+impl Verb {
+    fn run(&self, global: &Global, timeline: Timeline) -> anyhow::Result<u8> {
+        match self {
+            Self::Checkpoint(arguments) => arguments.run("checkpoint"),
+            Self::Restore(arguments) => arguments.run("restore"),
+            Self::List(arguments) => arguments.run(global),
+            Self::State(arguments) => arguments.run(global),
+            other => other.run_configured(global, &Config::load()?, timeline),
+        }
+    }
+
+    fn run_configured(&self, global: &Global, config: &Config, timeline: Timeline) -> anyhow::Result<u8> {
+        match self {
+            Self::Create(arguments) => arguments.run(global, config),
+            Self::Delete(arguments) => arguments.run(global, config),
+            Self::Exec(arguments) => arguments.run(global, config),
+            Self::Kill(arguments) => arguments.run(global, config),
+            Self::Pause(arguments) => arguments.run(global, config),
+            Self::Ps(arguments) => arguments.run(global, config),
+            Self::Resume(arguments) => arguments.run(global, config),
+            Self::Run(arguments) => arguments.run(global, config, timeline),
+            Self::Start(arguments) => arguments.run(global, config),
+            Self::Update(arguments) => arguments.run(global, config),
+            Self::Checkpoint(_) | Self::Restore(_) | Self::List(_) | Self::State(_) => {
+                self.run(global, timeline)
+            }
+        }
+    }
+
+    /// What a failure's text begins with, and its exit code, as runc has them.
+    fn failure(&self) -> (&'static str, u8) {
+        match self {
+            Self::Create(_) => ("rt create failed: ", 1),
+            Self::Run(_) => ("rt run failed: ", 1),
+            Self::Exec(_) => ("exec failed: ", 255),
+            _ => ("", 1),
+        }
+    }
 }
 
 impl Global {
     fn log(&self) -> log::Settings {
         log::Settings { file: self.log.clone(), format: self.log_format, debug: self.debug }
+    }
+
+    fn store(&self) -> Store {
+        Store::new(self.root())
     }
 
     fn root(&self) -> PathBuf {
@@ -121,6 +193,7 @@ fn hidden(arguments: &[OsString]) -> Option<ExitCode> {
     let rest = arguments.get(2..).unwrap_or_default();
     match arguments.get(1)?.to_str()? {
         "vmm" => Some(hypervisor::kvm::vmm_main(rest)),
+        "monitor" => Some(container::monitor_main(rest)),
         "fsd" => Some(fsd::main(rest)),
         "vsockd" => Some(hypervisor::qemu::vsockd::main(rest)),
         "qemu" => Some(hypervisor::qemu::process::main(rest)),
@@ -135,25 +208,32 @@ fn dispatch(arguments: &Arguments, timeline: Timeline) -> ExitCode {
         eprintln!("cannot open the log file {path}: {error}");
         return ExitCode::from(FAILURE);
     }
-    let (name, result) = match &arguments.verb {
-        Verb::Run(run) => ("run", configured().and_then(|config| run.run(global, &config, timeline))),
-    };
+    let result = arguments.verb.run(global, timeline);
     sys::terminal::restore();
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            global.log().failure(&format!("rt {name} failed: {}", log::chain(&*error)));
-            ExitCode::from(FAILURE)
+            let (prefix, code) = arguments.verb.failure();
+            global.log().failure(&format!("{prefix}{}", log::chain(&*error)));
+            ExitCode::from(code)
         }
     }
 }
 
-fn configured() -> anyhow::Result<Config> {
-    Ok(Config::load()?)
+/// Writes what a verb was asked for. Not println!, which panics when nobody reads.
+fn write_out(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
 }
 
+/// Three lines after the name, which clap puts before: older callers count them.
 fn version() -> &'static str {
-    concat!("version ", env!("CARGO_PKG_VERSION"))
+    static TEXT: LazyLock<String> = LazyLock::new(|| {
+        let commit = option_env!("RT_COMMIT").unwrap_or("unknown");
+        format!("version {}\ncommit: {commit}\nspec: {SPEC_VERSION}", env!("CARGO_PKG_VERSION"))
+    });
+    &TEXT
 }
 
 fn restore_terminal_on_panic() {

@@ -1,18 +1,28 @@
-//! `rt run`: creates, starts and waits for a container in the foreground.
+//! `rt run`: creates and starts a container, and in the foreground waits for it.
 
 use std::path::PathBuf;
 
 use super::Global;
+use super::create::Creation;
+
 use crate::config::Config;
-use crate::container::{self, Request};
+use crate::container::{self, Error, MonitorProcess};
 use crate::sandbox::Timeline;
 
 /// Create and run a container
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// The bundle's directory
-    #[arg(short, long, value_name = "DIR", default_value = ".")]
-    bundle: PathBuf,
+    #[command(flatten)]
+    creation: Creation,
+    /// Return once the container runs
+    #[arg(short, long)]
+    detach: bool,
+    /// Keep the container's state when it has ended
+    #[arg(long)]
+    keep: bool,
+    /// Accepted for runc's sake: rt reaps only what it starts
+    #[arg(long)]
+    no_subreaper: bool,
     /// Write the timeline of the start and end to this file, as JSON
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -27,16 +37,19 @@ impl Arguments {
             Some(id) => id.clone(),
             None => container::generate()?,
         };
-        let request = Request {
-            id,
-            bundle: self.bundle.clone(),
-            root: global.root(),
-            hypervisor: global.hypervisor(),
-            trace: self.trace.clone(),
-        };
-        match container::run(&request, config, timeline) {
+        let mut request = self.creation.request(global, &id)?;
+        request.start = true;
+        request.trace = self.trace.clone();
+        if self.detach {
+            self.creation.detach(global, config, request)?;
+            return Ok(0);
+        }
+        request.keep = self.keep;
+        self.creation.check_terminal(&request, false)?;
+        let own = MonitorProcess::own()?;
+        match container::carry(&request, config, timeline, &mut || self.creation.tell(&own)) {
             // The caller's own wish: no error, but the exit code of a process that a signal ended.
-            Err(container::Error::Interrupted(signal)) => Ok(128 + signal as u8),
+            Err(Error::Interrupted(signal)) => Ok(128 + signal as u8),
             other => Ok(other?),
         }
     }

@@ -3,17 +3,18 @@
 //!
 //! The guest has the real pty, with its line discipline; the host's only carries bytes, hence raw.
 
-use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
 use nix::pty::openpty;
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+use oci_spec::runtime::Box;
 
-use crate::sys::terminal;
+use super::{Error, system};
+use crate::sys::{fd, terminal};
 
 /// The host's side of a terminal.
 #[derive(Debug, Clone)]
@@ -25,11 +26,39 @@ pub enum Console {
 }
 
 impl Console {
+    /// Refuses what runc refuses: a detached terminal that nobody would hold, a socket that nothing would be sent to.
+    ///
+    /// # Errors
+    /// [`Error::DetachedTerminal`], [`Error::UselessConsoleSocket`]
+    pub fn check(terminal: bool, detached: bool, socket: Option<&Path>) -> Result<(), Error> {
+        match (terminal && detached, socket) {
+            (true, None) => Err(Error::DetachedTerminal),
+            (false, Some(_)) => Err(Error::UselessConsoleSocket),
+            _ => Ok(()),
+        }
+    }
+
+    /// What a process with a terminal needs on the host; none without.
+    ///
+    /// # Errors
+    /// [`Error::ConsoleSocket`], or the caller's terminal refuses raw mode.
+    pub fn open(terminal: bool, socket: Option<&Path>, size: Option<Box>) -> Result<Option<Self>, Error> {
+        match (terminal, socket) {
+            (false, _) => Ok(None),
+            (true, None) => Ok(Some(Self::caller().map_err(system("use the terminal"))?)),
+            (true, Some(path)) => {
+                let size = size.map(|size| (clamp(size.height()), clamp(size.width())));
+                let failed = |source| Error::ConsoleSocket { path: path.into(), source };
+                Ok(Some(Self::send(path, size).map_err(failed)?))
+            }
+        }
+    }
+
     /// The caller's terminal, switched to raw mode; without one the bytes pass all the same.
     ///
     /// # Errors
     /// What tcsetattr(3) says.
-    pub fn caller() -> io::Result<Self> {
+    fn caller() -> io::Result<Self> {
         terminal::standard().map_or(Ok(()), terminal::make_raw)?;
         Ok(Self::Caller)
     }
@@ -40,7 +69,7 @@ impl Console {
     ///
     /// # Errors
     /// What connect(2), openpty(3) or sendmsg(2) say.
-    pub fn send(socket: &Path, size: Option<(u16, u16)>) -> io::Result<Self> {
+    fn send(socket: &Path, size: Option<(u16, u16)>) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
         let pty = openpty(None, None)?;
         let mut raw = tcgetattr(&pty.slave)?;
@@ -51,15 +80,7 @@ impl Console {
         }
         terminal::make_controlling(&pty.slave)?;
         let name = nix::unistd::ttyname(&pty.slave)?;
-        let text = [IoSlice::new(name.as_os_str().as_encoded_bytes())];
-        let master = [pty.master.as_raw_fd()];
-        sendmsg::<()>(
-            stream.as_raw_fd(),
-            &text,
-            &[ControlMessage::ScmRights(&master)],
-            MsgFlags::empty(),
-            None,
-        )?;
+        fd::send(stream.as_fd(), name.as_os_str().as_encoded_bytes(), pty.master.as_fd())?;
         Ok(Self::Pty(Arc::new(pty.slave)))
     }
 
@@ -78,4 +99,8 @@ impl Console {
             Self::Pty(pty) => terminal::size(pty.as_fd()),
         }
     }
+}
+
+fn clamp(size: u64) -> u16 {
+    u16::try_from(size).unwrap_or(u16::MAX)
 }

@@ -1,22 +1,33 @@
 //! One container, from request to exit code.
 //!
 //! A container on the host is its monitor: the process that owns the sandbox, pumps the standard streams, forwards
-//! signals, and ends with the workload's exit code. A foreground `rt run` is its own monitor.
+//! signals, and ends with the workload's exit code ([`carry`]). A foreground `rt run` is its own monitor; `rt create` starts one in a
+//! process of its own ([`start_monitor`]).
 
 mod console;
+mod exec;
 mod hooks;
 mod id;
+mod lifecycle;
 mod monitor;
 mod record;
 mod signals;
 mod state;
 mod stdio;
+mod task;
+mod wait;
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
+pub use console::Console;
+pub use exec::{ExecRequest, carry as exec};
 pub use id::{InvalidId, generate, validate};
-pub use record::{Record, Status, Store};
+pub use lifecycle::{delete, kill, list, pause, processes, resume, start, stats, update, watch_oom};
+pub use record::{Error as StateError, Record, Status, Store};
 pub use state::StateView;
+pub use task::{MonitorProcess, Task, main as monitor_main, start as start_monitor};
 
 use crate::bundle::{self, Bundle};
 use crate::config::{self, Config};
@@ -26,7 +37,8 @@ use crate::sys::pidfd::ProcessId;
 use monitor::Monitor;
 use signals::Signals;
 
-/// Why a container did not run. Each message is complete with its source chain.
+/// Why a container did not run, or a verb failed. Each message is complete with its source chain; wording that
+/// callers search for is runc's.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
@@ -51,13 +63,54 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    #[error("cannot write the PID file {path}")]
+    PidFile {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot use the pidfd socket {path}")]
+    PidfdSocket {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot use the console socket {path}")]
+    ConsoleSocket {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    /// What a monitor in a process of its own reported; complete.
+    #[error("{0}")]
+    Monitor(String),
+    #[error("the command that asked for this is gone")]
+    Abandoned,
     /// A signal asked rt to end before the container's process ran.
     #[error("interrupted by signal {0} before the container started")]
     Interrupted(i32),
+    #[error("container not running")]
+    NotRunning,
+    #[error("container not paused")]
+    NotPaused,
+    #[error("cannot start an already running container")]
+    AlreadyStarted,
+    #[error("cannot start a container that has stopped")]
+    Ended,
+    #[error("cannot delete container {id} that is not stopped: {status}")]
+    NotStopped { id: String, status: Status },
+    #[error("cannot exec in a stopped container")]
+    ExecStopped,
+    #[error("cannot exec in a paused container (use --ignore-paused to override)")]
+    ExecPaused,
+    #[error("cannot allocate tty if runc will detach without setting console socket")]
+    DetachedTerminal,
+    #[error("cannot use console socket if runc will not detach or allocate tty")]
+    UselessConsoleSocket,
 }
 
-/// What `rt run` is asked for.
-#[derive(Debug, Clone)]
+/// What `rt create` and `rt run` are asked for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Request {
     pub id: String,
     pub bundle: PathBuf,
@@ -65,15 +118,27 @@ pub struct Request {
     pub root: PathBuf,
     /// From a flag; overrides the configuration.
     pub hypervisor: Option<Kind>,
+    /// Who gets the upper end of the container's terminal.
+    pub console_socket: Option<PathBuf>,
+    /// The container is started as soon as it has been created.
+    pub start: bool,
+    /// The container's state stays when it has ended, until it is deleted.
+    pub keep: bool,
     /// Where to write the timeline as JSON.
     pub trace: Option<PathBuf>,
 }
 
-/// Runs a container in the foreground and gives its exit code. Nothing of it is left afterwards, also after an error.
+/// Carries a container: creates it, starts it if so asked, calls `up`, and gives the exit code of its process when that has
+/// ended. This process is its monitor. After an error before `up` nothing of it is left.
 ///
 /// # Errors
 /// [`Error`]
-pub fn run(request: &Request, config: &Config, timeline: Timeline) -> Result<u8, Error> {
+pub fn carry(
+    request: &Request,
+    config: &Config,
+    timeline: Timeline,
+    up: &mut dyn FnMut() -> Result<(), Error>,
+) -> Result<u8, Error> {
     validate(&request.id)?;
     let bundle = Bundle::load(&request.bundle)?;
     // Before any thread starts and before anything is acquired: from here on a signal is an event, not an end.
@@ -82,10 +147,10 @@ pub fn run(request: &Request, config: &Config, timeline: Timeline) -> Result<u8,
     let mut record = Record::new(&request.id, &bundle);
     record.monitor = ProcessId::of(std::process::id() as i32);
     store.create(&record)?;
-    let mut monitor = Monitor { request, config, bundle: &bundle, store: &store, record, timeline };
-    let result = monitor.carry(signals);
-    let removed = store.lock(&request.id).and_then(record::State::remove);
-    monitor.poststop();
+    let mut monitor =
+        Monitor { request, config, bundle: &bundle, store: &store, record, is_up: false, timeline };
+    let result = monitor.carry(signals, up);
+    let removed = monitor.leave();
     monitor.timeline.mark("rt.cleaned-up");
     let code = result?;
     removed?;

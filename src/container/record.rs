@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
+use oci_spec::runtime::{Hooks, Process};
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::Bundle;
@@ -86,6 +87,9 @@ pub struct Record {
     /// RFC 3339.
     pub created: String,
     pub annotations: HashMap<String, String>,
+    /// As config.json had them when the container was created, whatever it says later.
+    pub hooks: Option<Hooks>,
+    pub process: Process,
     /// The process that stands for the container on the host and whose death ends it. `None` until it runs.
     pub monitor: Option<ProcessId>,
     pub vm: Option<VmRecord>,
@@ -104,6 +108,8 @@ impl Record {
             rootfs: bundle.rootfs.clone(),
             created: humantime::format_rfc3339_nanos(std::time::SystemTime::now()).to_string(),
             annotations: bundle.spec.annotations().clone().unwrap_or_default(),
+            hooks: bundle.spec.hooks().clone(),
+            process: bundle.spec.process().clone().unwrap_or_default(),
             monitor: None,
             vm: None,
             fsd: None,
@@ -128,6 +134,7 @@ pub struct Store {
 /// A container's state directory, locked.
 #[derive(Debug)]
 pub struct State {
+    id: String,
     path: PathBuf,
     _lock: Flock<File>,
 }
@@ -169,12 +176,16 @@ impl Store {
         result.inspect_err(|_| drop(std::fs::remove_dir_all(&draft)))
     }
 
-    /// Replaces the record of an existing container.
+    /// Changes the record of an existing container, under its lock, and gives it as it is then.
     ///
     /// # Errors
-    /// [`Error::Missing`] when it was deleted, [`Error::System`] otherwise.
-    pub fn update(&self, record: &Record) -> Result<(), Error> {
-        self.lock(&record.id)?.write(record)
+    /// [`Error::Missing`] when it was deleted; else as reading and writing.
+    pub fn change(&self, id: &str, change: impl FnOnce(&mut Record)) -> Result<Record, Error> {
+        let state = self.lock(id)?;
+        let mut record = state.read()?;
+        change(&mut record);
+        state.write(&record)?;
+        Ok(record)
     }
 
     /// Locks the state of an existing container, waiting for whoever holds it.
@@ -204,7 +215,11 @@ impl Store {
             use std::os::unix::fs::MetadataExt;
             (a.dev(), a.ino()) == (b.dev(), b.ino())
         };
-        if same(&locked, &current) { Ok(State { path, _lock: lock }) } else { Err(Error::Missing(id.into())) }
+        if same(&locked, &current) {
+            Ok(State { id: id.into(), path, _lock: lock })
+        } else {
+            Err(Error::Missing(id.into()))
+        }
     }
 
     /// Reads a record without the lock: it is whole at any time.
@@ -212,14 +227,7 @@ impl Store {
     /// # Errors
     /// [`Error`]
     pub fn read(&self, id: &str) -> Result<Record, Error> {
-        let path = self.path(id).join(FILE);
-        let mut text = Vec::new();
-        let read = File::open(&path).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut text));
-        match read {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::Missing(id.into())),
-            Err(source) => Err(Error::System { what: "read the state record", path, source }),
-            Ok(_) => parse(&path, &text),
-        }
+        read(id, &self.path(id))
     }
 
     /// The IDs of all containers, sorted.
@@ -244,6 +252,20 @@ impl Store {
         }
         ids.sort();
         Ok(ids)
+    }
+}
+
+fn read(id: &str, dir: &Path) -> Result<Record, Error> {
+    let path = dir.join(FILE);
+    let mut text = Vec::new();
+    match File::open(&path).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut text)) {
+        // A directory without its record is no crash's doing: the two appear together.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && dir.exists() => {
+            Err(Error::Damaged { path, reason: "it is missing".into() })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::Missing(id.into())),
+        Err(source) => Err(Error::System { what: "read the state record", path, source }),
+        Ok(_) => parse(&path, &text),
     }
 }
 
@@ -273,9 +295,10 @@ fn parse(path: &Path, text: &[u8]) -> Result<Record, Error> {
 }
 
 impl State {
-    /// The directory.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// # Errors
+    /// [`Error`]
+    pub fn read(&self) -> Result<Record, Error> {
+        read(&self.id, &self.path)
     }
 
     /// Replaces the record.
@@ -313,6 +336,8 @@ mod tests {
             rootfs: "/b/rootfs".into(),
             created: "2026-01-01T00:00:00Z".into(),
             annotations: HashMap::new(),
+            hooks: None,
+            process: Process::default(),
             monitor: ProcessId::of(std::process::id() as i32),
             vm: None,
             fsd: None,

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use nix::sys::signal::{SigSet, Signal};
 
 use super::console::Console;
-use crate::agent::Agent;
+use crate::agent::{self, Agent};
 use crate::sys::pidfd;
 
 /// Not forwarded: about rt's own children, its own faults, job control of rt itself, and its own broken pipes.
@@ -37,7 +37,16 @@ enum Target {
     Boot(OwnedFd),
     /// This signal ended the attempt.
     Interrupted(i32),
-    Container(Agent, String, Option<Console>),
+    Process(Process),
+}
+
+/// A process of the guest that takes signals.
+#[derive(Clone)]
+struct Process {
+    agent: Agent,
+    id: String,
+    exec_id: String,
+    console: Option<Console>,
 }
 
 /// Blocked signals that nobody waits for yet.
@@ -54,9 +63,31 @@ impl Signals {
         Ok(Self { set })
     }
 
-    /// Starts the thread. `vmm` is a pidfd.
-    pub fn watch(self, vmm: BorrowedFd<'_>) -> io::Result<Watch> {
-        let target = Arc::new(Mutex::new(Target::Boot(vmm.try_clone_to_owned()?)));
+    /// Starts the thread for a guest that boots. `vmm` is a pidfd.
+    ///
+    /// # Errors
+    /// No thread or descriptor is to be had.
+    pub fn watch_boot(self, vmm: BorrowedFd<'_>) -> io::Result<Watch> {
+        self.watch(Target::Boot(vmm.try_clone_to_owned()?))
+    }
+
+    /// Starts the thread for a process that runs.
+    ///
+    /// # Errors
+    /// No thread is to be had.
+    pub fn watch_process(
+        self,
+        agent: &Agent,
+        id: &str,
+        exec_id: &str,
+        console: Option<Console>,
+    ) -> io::Result<Watch> {
+        let (id, exec_id) = (id.to_owned(), exec_id.to_owned());
+        self.watch(Target::Process(Process { agent: agent.clone(), id, exec_id, console }))
+    }
+
+    fn watch(self, target: Target) -> io::Result<Watch> {
+        let target = Arc::new(Mutex::new(target));
         let seen = Arc::clone(&target);
         let set = self.set;
         std::thread::Builder::new().name("signals".into()).spawn(move || {
@@ -91,7 +122,8 @@ impl Watch {
         if let Target::Interrupted(signal) = *target {
             return Err(signal);
         }
-        *target = Target::Container(agent.clone(), id.to_owned(), console);
+        let (agent, id) = (agent.clone(), id.to_owned());
+        *target = Target::Process(Process { agent, id, exec_id: String::new(), console });
         Ok(())
     }
 }
@@ -108,18 +140,25 @@ fn deliver(target: &Mutex<Target>, signal: Signal) {
             *target = Target::Interrupted(signal as i32);
         }
         Target::Boot(_) | Target::Interrupted(_) => {}
-        Target::Container(agent, id, console) => {
-            let (agent, id, size) = (agent.clone(), id.clone(), console.as_ref().and_then(Console::size));
+        Target::Process(process) => {
+            let process = process.clone();
             // A call may take its time: not under the lock.
             drop(target);
-            let result = match (signal, size) {
-                (Signal::SIGWINCH, Some((rows, columns))) => agent.resize_terminal(&id, rows, columns),
-                (Signal::SIGWINCH, None) => Ok(()),
-                (other, _) => agent.signal_process(&id, other as i32),
-            };
-            if let Err(error) = result {
+            if let Err(error) = process.take(signal) {
                 tracing::debug!("{signal} did not reach the container: {error}");
             }
+        }
+    }
+}
+
+impl Process {
+    fn take(&self, signal: Signal) -> Result<(), agent::Error> {
+        match (signal, self.console.as_ref().and_then(Console::size)) {
+            (Signal::SIGWINCH, Some((rows, columns))) => {
+                self.agent.resize_terminal(&self.id, &self.exec_id, rows, columns)
+            }
+            (Signal::SIGWINCH, None) => Ok(()),
+            (other, _) => self.agent.signal_process(&self.id, &self.exec_id, other as i32, false),
         }
     }
 }

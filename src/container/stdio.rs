@@ -37,7 +37,7 @@ impl Stdio {
     pub fn open(vsock: &VsockAddress, terminal: bool) -> Result<(Self, StreamNames), agent::Error> {
         let mut streams = Vec::new();
         let mut names = StreamNames::default();
-        let mut open = || -> Result<(u64, UnixStream), agent::Error> {
+        let open = || -> Result<(u64, UnixStream), agent::Error> {
             let name = random::non_zero().map_err(agent::Error::Stream)?;
             Ok((name, agent::open_stream(vsock, name)?))
         };

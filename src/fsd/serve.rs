@@ -42,6 +42,13 @@ const RESERVED_FILES: u64 = 128;
 /// How long the guest may use what it knows of a file without asking again.
 const VALIDITY: Duration = Duration::from_secs(1);
 
+/// Extended attributes, first match counts. trusted.* takes CAP_SYS_ADMIN on the host, but is the guest's root's own affair, so it
+/// is kept under another name. Of security.* only file capabilities are the guest's; labels are the host's.
+const XATTR_RULES: &str = "
+    :ok:all:security.capability:security.capability:
+    :bad:all:security.:security.:
+    :map:trusted.:user.virtiofs.:";
+
 /// What acting for any user of the guest takes: owners, modes and set-ID bits, special files, file capabilities.
 const CAPABILITIES: [Capability; 8] = [
     Capability::CAP_CHOWN,
@@ -171,7 +178,9 @@ impl Proc {
 /// After entering the jail: mountinfo shows the mounts below the root that its opener has.
 fn config(descriptors: &Descriptors, proc: Proc) -> io::Result<Config> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-    let mountinfo = openat(&proc.own, "mountinfo", flags, Mode::empty())?;
+    let mut mountinfo = File::from(openat(&proc.own, "mountinfo", flags, Mode::empty())?);
+    let mut mounts = String::new();
+    mountinfo.read_to_string(&mut mounts)?;
     Ok(Config {
         // What the guest has cached stays valid when a file is opened again, so starting a program does not fetch it and its
         // libraries anew; once VALIDITY is over, the next use asks for size and time of change, and a change
@@ -181,11 +190,10 @@ fn config(descriptors: &Descriptors, proc: Proc) -> io::Result<Config> {
         attr_timeout: VALIDITY,
         // Written data is in the host's page cache when write(2) returns: the host sees it, and a guest that dies loses none.
         writeback: false,
-        announce_submounts: true,
+        announce_submounts: several_devices(&mounts),
         readdirplus: true,
         xattr: true,
-        // trusted.* takes CAP_SYS_ADMIN on the host, but is the guest's root's own affair: kept under another name.
-        xattrmap: Some(XattrMap::try_from(":map:trusted.:user.virtiofs.:").map_err(io::Error::other)?),
+        xattrmap: Some(XattrMap::try_from(XATTR_RULES).map_err(io::Error::other)?),
         posix_acl: NegotiationMode::Auto,
         // The host clears set-ID bits and file capabilities on write; else the guest would ask before each write.
         killpriv_v2: true,
@@ -195,25 +203,93 @@ fn config(descriptors: &Descriptors, proc: Proc) -> io::Result<Config> {
         },
         guest_fd_limit: descriptors.limit.saturating_sub(RESERVED_FILES),
         proc_sfd_rawfd: Some(proc.descriptors.into()),
-        proc_mountinfo_rawfd: Some(mountinfo.into()),
+        proc_mountinfo_rawfd: Some(mountinfo),
         ..Config::default()
     })
+}
+
+/// Whether directories of the share lie on more than one file system, so that inode numbers may meet; the
+/// share's own root, `/`, aside. If so, the guest is told to give each a device number of its own (FUSE submounts), else a
+/// tar(1) in it might take two files for one. The price is why this is not always done: on a submount, Linux (6.12, fuse_fill_super_submount)
+/// forgets that there are ACLs and that it need not ask for file capabilities before each write.
+fn several_devices(mountinfo: &str) -> bool {
+    let mut devices = mountinfo.lines().filter_map(|line| {
+        // proc_pid_mountinfo(5): ID, parent, major:minor, root, mount point, options, …, `-`, type, …
+        let (mount, kind) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(2);
+        // Subvolumes are devices that no mount tells of.
+        let subvolumes = kind.starts_with("btrfs ") || kind.starts_with("bcachefs ");
+        let (device, point) = (fields.next()?, fields.nth(1)?);
+        (point != "/" && is_directory(point)).then_some((device, subvolumes))
+    });
+    let Some((first, subvolumes)) = devices.next() else { return false };
+    subvolumes || devices.any(|(device, subvolumes)| subvolumes || device != first)
+}
+
+/// A name that mountinfo writes with an escape is taken for a directory.
+fn is_directory(mount_point: &str) -> bool {
+    mount_point.contains('\\') || std::fs::symlink_metadata(mount_point).is_ok_and(|file| file.is_dir())
 }
 
 fn serve(config: Config, socket: OwnedFd) -> Result<(), Error> {
     let fs = PassthroughFs::new(config).map_err(step("open the share"))?;
     let backend = VhostUserFsBackend::new(fs).map_err(step("make a virtio-fs device"))?;
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-    let mut daemon =
-        VhostUserDaemon::new("fsd".to_owned(), Arc::new(backend), memory).map_err(vhost)?;
+    let mut daemon = VhostUserDaemon::new("fsd".to_owned(), Arc::new(backend), memory).map_err(vhost)?;
     let mut listener = Listener::from(UnixListener::from(socket));
     daemon.start(&mut listener).map_err(vhost)?;
     drop(listener);
     nix::unistd::write(io::stdout(), b"+").map_err(step("say that it serves"))?;
     match daemon.wait() {
         // The VMM closed the connection, or died in the middle of a message.
-        Ok(())
-        | Err(BackendError::HandleRequest(VhostError::Disconnected | VhostError::PartialMessage)) => Ok(()),
+        Ok(()) | Err(BackendError::HandleRequest(VhostError::Disconnected | VhostError::PartialMessage)) => {
+            Ok(())
+        }
         Err(error) => Err(vhost(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mountinfo(mounts: &[(&str, &str, &str)]) -> String {
+        let line = |(device, point, kind): &(&str, &str, &str)| {
+            format!("90 80 {device} /x {point} rw,nosuid - {kind} /dev/x rw\n")
+        };
+        mounts.iter().map(line).collect()
+    }
+
+    #[test]
+    fn submounts_are_announced_where_inode_numbers_may_meet() {
+        let several = |mounts: &[_]| several_devices(&mountinfo(mounts));
+        let root = ("0:60", "/", "tmpfs");
+        assert!(!several(&[root]));
+        assert!(!several(&[root, ("8:1", "/usr", "ext4")]));
+        assert!(!several(&[("8:1", "/usr", "ext4"), root, ("8:1", "/etc", "ext4")]));
+        assert!(several(&[root, ("0:61", "/usr", "overlay"), ("8:1", "/etc", "ext4")]));
+        assert!(several(&[root, ("0:62", "/usr", "btrfs")]));
+        // A file is no place where numbers meet in.
+        assert!(!several(&[root, ("0:61", "/usr", "overlay"), ("8:1", "/etc/passwd", "ext4")]));
+        assert!(!several_devices("nonsense\n\n- -\n"));
+    }
+
+    #[test]
+    fn the_rules_for_extended_attributes_are_well_formed() {
+        use virtiofsd::passthrough::xattrmap::AppliedRule;
+        let map = XattrMap::try_from(XATTR_RULES).unwrap();
+        let pass = |name: &std::ffi::CStr| match map.map_client_xattr(name).unwrap() {
+            AppliedRule::Pass(name) => Some(name.into_owned()),
+            _ => None,
+        };
+        assert_eq!(pass(c"user.a").as_deref(), Some(c"user.a"));
+        assert_eq!(pass(c"system.posix_acl_access").as_deref(), Some(c"system.posix_acl_access"));
+        assert_eq!(pass(c"security.capability").as_deref(), Some(c"security.capability"));
+        assert_eq!(pass(c"trusted.a").as_deref(), Some(c"user.virtiofs.trusted.a"));
+        assert_eq!(pass(c"security.selinux"), None);
+        assert_eq!(pass(c"user.virtiofs.trusted.a"), None);
+        let host = b"user.a\0user.virtiofs.trusted.b\0security.selinux\0security.capability\0".to_vec();
+        let seen = map.map_server_xattrlist(host).unwrap();
+        assert_eq!(seen, b"user.a\0trusted.b\0security.capability\0");
     }
 }

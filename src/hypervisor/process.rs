@@ -104,6 +104,18 @@ impl VmmProcess {
         }
     }
 
+    /// [`Self::end`], after the process had until `deadline` to end by itself.
+    pub fn end_by_itself(&mut self, deadline: Instant) -> Ending {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left.as_millis()).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(self.pidfd(), PollFlags::POLLIN)], timeout) {
+                Err(Errno::EINTR) => {}
+                _ => return self.end(),
+            }
+        }
+    }
+
     /// Kills the process if it still runs, reaps it, and tells how it ended. Idempotent.
     pub fn end(&mut self) -> Ending {
         if self.status.is_none() {

@@ -1,12 +1,13 @@
 //! File descriptors: memory files, what is inherited, and reading and writing what may be non-blocking.
 
 use std::fs::File;
-use std::io::{self, Seek, Write};
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{self, IoSlice, Seek, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 /// A close-on-exec memory file that holds `content` and is positioned at its start.
 ///
@@ -76,6 +77,18 @@ fn wait(fd: BorrowedFd<'_>, event: PollFlags) -> io::Result<()> {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Sends one message of `text` with `descriptor` beside it (SCM_RIGHTS) on a connected socket.
+///
+/// # Errors
+/// What sendmsg(2) says.
+pub fn send(socket: BorrowedFd<'_>, text: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    let descriptors = [descriptor.as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&descriptors)];
+    let flags = MsgFlags::MSG_NOSIGNAL;
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(text)], &rights, flags, None)?;
+    Ok(())
 }
 
 /// Takes ownership of a descriptor that recvmsg(2) just delivered (SCM_RIGHTS).

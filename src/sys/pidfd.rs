@@ -22,6 +22,19 @@ impl ProcessId {
         Some(Self { pid, start_time: stat.starttime })
     }
 
+    /// A pidfd of it; `None` when it has ended and been reaped.
+    ///
+    /// # Errors
+    /// What pidfd_open(2) says, but for ESRCH.
+    pub fn open(self) -> io::Result<Option<OwnedFd>> {
+        let handle = match open(self.pid) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+            other => other?,
+        };
+        // The handle first: the number cannot change hands between the two any more.
+        Ok((Self::of(self.pid) == Some(self)).then_some(handle))
+    }
+
     /// Whether it still runs; a zombie does not.
     pub fn is_alive(self) -> bool {
         let stat = procfs::process::Process::new(self.pid).and_then(|process| process.stat());

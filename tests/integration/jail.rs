@@ -1,37 +1,52 @@
 //! What is left to a jailed process, seen from outside. The process is this binary again: it has a main of its own, since
-//! a test of the usual harness is a second thread. Needs root.
+//! a test of the usual harness is a second thread. The file server is looked at here, too, up to where a VM
+//! is needed. Needs root.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use rt::fsd::{self, Entry, Fsd, FsdSpec};
 use rt::jail::{self, Bind, Child, Device, Jail, Limits, Root, Spawn, System, User, enter};
 use rt::sys::{fd, process};
 
 const LIMITS: Limits = Limits { open_files: 1_000_000, threads: 16, file_size: None };
 
-fn main() {
-    if std::env::args().nth(1).as_deref() == Some("jailed") {
-        return jailed();
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    match arguments.get(1).and_then(|verb| verb.to_str()) {
+        Some("jailed") => {
+            jailed();
+            return ExitCode::SUCCESS;
+        }
+        Some("fsd") => return fsd::main(&arguments[2..]),
+        _ => {}
     }
-    let checks: [(&str, fn()); 6] = [
+    let checks: [(&str, fn()); 10] = [
         ("a sealed process has nothing", a_sealed_process_has_nothing),
         ("a share holds its entries and nothing else", a_share_holds_its_entries_and_nothing_else),
         ("a system is read-only and has few devices", a_system_is_read_only_and_has_few_devices),
         ("a device opens for the helper", a_device_opens_for_the_helper),
         ("dies with the thread that started it", dies_with_the_thread_that_started_it),
         ("does not enter outside of new namespaces", does_not_enter_outside_of_new_namespaces),
+        ("a file server has its share and file capabilities", a_file_server_has_its_share),
+        ("a file server shows special files as copies", a_file_server_copies_special_files),
+        ("a file server ends with its client", a_file_server_ends_with_its_client),
+        ("a file server says why it cannot start", a_file_server_says_why_it_cannot_start),
     ];
     for (name, check) in checks {
         check();
         println!("jail: {name} ... ok");
     }
+    ExitCode::SUCCESS
 }
 
 /// The child: enters the jail that it is told to, says so, and stays until told otherwise.
@@ -199,4 +214,74 @@ fn dies_with_the_thread_that_started_it() {
 fn does_not_enter_outside_of_new_namespaces() {
     let error = enter(&Jail::sealed(LIMITS)).unwrap_err();
     assert!(matches!(error, jail::Error::NotSpawned(_)), "{error}");
+}
+
+fn serve(entries: &[(&str, &Path, bool)]) -> Result<(Fsd, OwnedFd), fsd::Error> {
+    let entry = |(name, source, readonly): &(&str, &Path, bool)| Entry {
+        name: name.into(),
+        source: source.to_path_buf(),
+        readonly: *readonly,
+    };
+    let spec = FsdSpec { id: "test".into(), entries: entries.iter().map(entry).collect() };
+    let (socket, client) = fsd::socket()?;
+    let mut server = fsd::launch(&spec, socket)?;
+    server.ready(Instant::now() + Duration::from_secs(20))?;
+    Ok((server, client))
+}
+
+fn a_file_server_has_its_share() {
+    let entries = [("c1/rootfs", Path::new("/"), true), ("c1/mounts/0", Path::new("/etc/hostname"), false)];
+    let (mut server, _client) = serve(&entries).unwrap();
+    let child = |path: &str| format!("/proc/{}/{path}", server.pid());
+    let status = fs::read_to_string(child("status")).unwrap();
+    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
+    let capabilities = u64::from_str_radix(capabilities, 16).unwrap();
+    // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, MKNOD, SETFCAP; and DAC_READ_SEARCH where descriptors are few.
+    assert_eq!(capabilities & !(1 << 2), 0x8800_00db, "{capabilities:x}");
+    assert!(status.contains("NoNewPrivs:\t1"));
+
+    let host = fs::read_dir("/").unwrap().count();
+    assert_eq!(fs::read_dir(child("root/c1/rootfs")).unwrap().count(), host);
+    assert_eq!(fs::read(child("root/c1/mounts/0")).unwrap(), fs::read("/etc/hostname").unwrap());
+    for mount in fs::read_to_string(child("mountinfo")).unwrap().lines() {
+        assert!(mount.contains("nosuid,nodev,noexec"), "{mount}");
+        assert!(mount.contains(" /c1/mounts/0 rw") || mount.contains(" ro,"), "{mount}");
+    }
+    // Nothing of the host's /proc but itself.
+    let open: Vec<_> = fs::read_dir(child("fd")).unwrap().map(|fd| fd.unwrap().path()).collect();
+    let open: Vec<_> = open.iter().filter_map(|fd| fs::read_link(fd).ok()).collect();
+    assert!(!open.contains(&"/proc".into()), "{open:?}");
+    assert_eq!(server.end().status, "killed by SIGKILL");
+}
+
+fn a_file_server_copies_special_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let (fifo, null) = (dir.path().join("fifo"), Path::new("/dev/null"));
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o640)).unwrap();
+    let (server, _client) = serve(&[("fifo", &fifo, false), ("null", null, false)]).unwrap();
+    for (name, source) in [("fifo", fifo.as_path()), ("null", null)] {
+        let copy = fs::metadata(format!("/proc/{}/root/{name}", server.pid())).unwrap();
+        let host = fs::metadata(source).unwrap();
+        let of = |file: &fs::Metadata| (file.mode(), file.uid(), file.gid(), file.rdev());
+        assert_eq!(of(&copy), of(&host), "{name}");
+        assert_ne!((copy.dev(), copy.ino()), (host.dev(), host.ino()), "{name}");
+    }
+}
+
+fn a_file_server_ends_with_its_client() {
+    let (mut server, client) = serve(&[("a", Path::new("/etc"), true)]).unwrap();
+    drop(client);
+    let mut ended = [PollFd::new(server.pidfd(), PollFlags::POLLIN)];
+    let limit = PollTimeout::try_from(Duration::from_secs(20)).unwrap();
+    assert_eq!(poll(&mut ended, limit).unwrap(), 1, "still there");
+    let ending = server.end();
+    assert_eq!((ending.status.as_str(), ending.log.as_str()), ("exit code 0", ""));
+}
+
+fn a_file_server_says_why_it_cannot_start() {
+    let nowhere = Path::new("/nowhere/to/be/found");
+    let error = serve(&[("a", nowhere, true)]).unwrap_err().to_string();
+    assert!(error.contains("/nowhere/to/be/found") && error.contains("No such file"), "{error}");
+    let error = serve(&[("a/../b", Path::new("/etc"), true)]).unwrap_err().to_string();
+    assert!(error.contains("a/../b") && error.contains("plain names"), "{error}");
 }

@@ -1,1 +1,30 @@
-fn main() {}
+//! Integration tests: they drive the binary as a user does, and every one that runs a container boots a virtual machine.
+//!
+//! The same program runs on this machine and inside the KVM machine (kvm-machine.sh); all.sh builds and starts both.
+//! A test reads like a shell session: a [`shell::Bundle`], a command, what came back. Whatever ran, the harness checks
+//! that nothing of it is left.
+//!
+//! | variable | meaning |
+//! |---|---|
+//! | `RT_BIN` | the binary; default `target/release/rt` |
+//! | `RT_TEST_PLACE` | `kvm` or `emulation`: what has to carry the guests here. Default: rt is asked |
+//! | `RT_TEST_PATIENCE` | factor for all time limits; default 1 |
+//! | `RT_TEST_KEEP` | not empty: bundles of failed tests are kept |
+
+mod shell;
+
+mod backend;
+mod bad_input;
+mod bench;
+mod budget;
+mod crash;
+mod exit_code;
+mod file_system;
+mod id;
+mod isolation;
+mod limits;
+mod mounts;
+mod process;
+mod signals;
+mod streams;
+mod terminal;

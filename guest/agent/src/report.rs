@@ -123,7 +123,7 @@ impl Text {
 }
 
 /// `Syscall(Nix(ENOENT))` and the like end in the errno's words.
-fn errno_words(debug: &str) -> String {
+pub fn errno_words(debug: &str) -> String {
     let innermost = debug.trim_end_matches(')').rsplit('(').next().unwrap_or(debug);
     let is_errno =
         innermost.starts_with('E') && innermost.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit());

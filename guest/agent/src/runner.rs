@@ -20,7 +20,7 @@ use crate::link::{self, Create, Outcome};
 use crate::report::{self, Reader, Report};
 use crate::spec::{self, Aside};
 use crate::supervisor::chain;
-use crate::{cgroup, kmsg, sys};
+use crate::{cgroup, devices, kmsg, rootfs, sys};
 
 /// Parent of the containers' bundles: the spec as the host sent it and as libcontainer gets it.
 pub const BUNDLES_DIR: &str = "/run/rt/containers";
@@ -75,10 +75,10 @@ fn make(create: &Create, stdio: Vec<OwnedFd>, reader: &Reader, report: Report) -
     let bundle = bundle_dir(&create.container);
     let path = bundle.join(SPEC_FILE);
     let bytes = fs::read(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    let mut spec: Spec =
-        serde_json::from_slice(&bytes).map_err(|error| format!("config.json is not valid: {error}"))?;
+    let mut spec = spec::parse(&bytes)?;
     let mut aside = spec::adapt(&mut spec, &create.container);
     check(&spec, &aside, create)?;
+    let rest = rootfs::prepare(&mut spec)?;
     let path = bundle.join("config.json");
     let bytes = serde_json::to_vec(&spec).map_err(|error| format!("cannot write config.json: {error}"))?;
     fs::write(&path, bytes).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
@@ -97,11 +97,18 @@ fn make(create: &Create, stdio: Vec<OwnedFd>, reader: &Reader, report: Report) -
     };
     let executor = GuestExecutor::new(report, aside.seccomp.take());
     let pid = build(create, stdio, executor, &bundle, listener.is_some().then_some(console.as_path()))
-        .map_err(|error| reader.best().unwrap_or_else(|| chain(&error)))?;
+        .map_err(|error| reader.best().unwrap_or_else(|| chain(&error)))
+        .map_err(|message| spec::reword(&message, &spec))?;
     let master = match (listener, create.terminal) {
         (Some(listener), Some(size)) => Some(terminal(&listener, size, aside.user)?),
         _ => None,
     };
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let rules = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
+    devices::confine(&create.container, rules)?;
+    if !rest.is_empty() {
+        rootfs::finish(pid, &rest)?;
+    }
     Ok(Made { pid, own_pid_namespace: aside.own_pid_namespace, master })
 }
 

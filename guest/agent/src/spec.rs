@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    Hooks, LinuxCapabilities, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, LinuxSeccomp, Spec,
+    Capability, Hooks, LinuxCapabilities, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, LinuxSeccomp,
+    Spec,
 };
 
 use crate::cgroup;
@@ -21,6 +22,50 @@ pub struct Aside {
     pub user: u32,
     pub own_pid_namespace: bool,
     pub terminal: bool,
+}
+
+/// Reads a config.json. Capabilities that nobody knows are passed over, as runc does.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse(bytes: &[u8]) -> Result<Spec, String> {
+    let error = match serde_json::from_slice(bytes) {
+        Ok(spec) => return Ok(spec),
+        Err(error) => error,
+    };
+    let without_unknown = || -> Option<Spec> {
+        let mut value: serde_json::Value = serde_json::from_slice(bytes).ok()?;
+        for set in value.get_mut("process")?.get_mut("capabilities")?.as_object_mut()?.values_mut() {
+            set.as_array_mut()?.retain(|name| serde_json::from_value::<Capability>(name.clone()).is_ok());
+        }
+        serde_json::from_value(value).ok()
+    };
+    without_unknown().ok_or_else(|| format!("config.json is not valid: {error}"))
+}
+
+/// libcontainer's words for a failure, in those that users of runc know.
+pub fn reword(message: &str, spec: &Spec) -> String {
+    // Rust's addition to C's words.
+    let message = match message.rsplit_once(" (os error ") {
+        Some((words, number)) if number.trim_end_matches(')').bytes().all(|byte| byte.is_ascii_digit()) => {
+            words
+        }
+        _ => message,
+    };
+    if let Some(reason) = message.strip_prefix("failed to chdir: ") {
+        let directory = spec.process().as_ref().map(|process| process.cwd().display().to_string());
+        let directory = directory.unwrap_or_default();
+        return format!("chdir to cwd ({directory:?}) set in config.json failed: {reason}");
+    }
+    if let Some(mount) = message.strip_prefix("failed to mount Mount { destination: \"")
+        && let (Some((destination, _)), Some((_, reason))) = (mount.split_once('"'), mount.rsplit_once(": "))
+    {
+        return format!(
+            "error mounting to rootfs at {destination:?}: {}",
+            crate::report::errno_words(reason)
+        );
+    }
+    message.to_owned()
 }
 
 /// Rewrites `spec` for a container of that name.
@@ -41,6 +86,12 @@ pub fn adapt(spec: &mut Spec, container: &str) -> Aside {
         .iter()
         .any(|namespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none());
     let own_user_namespace = namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::User);
+    // The host's cgroups have no meaning here, nor has the guest's tree for the container: its own is the root of what it sees.
+    if !namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup) {
+        let mut cgroup = LinuxNamespace::default();
+        cgroup.set_typ(LinuxNamespaceType::Cgroup);
+        namespaces.push(cgroup);
+    }
     linux.set_namespaces(Some(namespaces));
 
     // A cgroup of the host; the guest has its own tree.
@@ -93,6 +144,12 @@ pub fn adapt(spec: &mut Spec, container: &str) -> Aside {
             if mount.source().is_none() {
                 let name = mount.typ().clone().unwrap_or_else(|| "none".to_owned());
                 mount.set_source(Some(PathBuf::from(name)));
+            }
+            // A user namespace may mount sysfs only with a network namespace of its own.
+            if own_user_namespace && mount.typ().as_deref() == Some("sysfs") {
+                mount.set_typ(Some("bind".to_owned()));
+                mount.set_source(Some(PathBuf::from("/sys")));
+                mount.options_mut().get_or_insert_with(Vec::new).push("rbind".to_owned());
             }
         }
     }
@@ -161,7 +218,7 @@ mod tests {
         let aside = adapt(&mut spec, "c1");
         let linux = spec.linux().as_ref().expect("linux");
         let types: Vec<_> = linux.namespaces().iter().flatten().map(LinuxNamespace::typ).collect();
-        assert_eq!(types, [LinuxNamespaceType::Pid, LinuxNamespaceType::Mount]);
+        assert_eq!(types, [LinuxNamespaceType::Pid, LinuxNamespaceType::Mount, LinuxNamespaceType::Cgroup]);
         assert_eq!(linux.cgroups_path().as_deref(), Some(std::path::Path::new("/rt/c1")));
         assert!(aside.own_pid_namespace);
         assert_eq!(aside.user, 5);
@@ -198,6 +255,27 @@ mod tests {
         assert_eq!(aside.network_sysctls.len(), 1);
         let kept = spec.linux().as_ref().and_then(|linux| linux.sysctl().clone()).expect("sysctls");
         assert!(kept.contains_key("kernel.msgmax") && kept.len() == 1);
+    }
+
+    #[test]
+    fn unknown_capabilities_are_passed_over_and_nothing_else() {
+        let json = r#"{"ociVersion":"1.0.2","process":{"user":{"uid":0,"gid":0},"cwd":"/",
+            "capabilities":{"bounding":["CAP_NOSUCH","CAP_KILL"]}}}"#;
+        let spec = parse(json.as_bytes()).expect("a spec");
+        let capabilities = spec.process().as_ref().and_then(|process| process.capabilities().clone());
+        assert_eq!(capabilities.and_then(|sets| sets.bounding().as_ref().map(|set| set.len())), Some(1));
+        assert!(parse(b"{\"ociVersion\":7}").is_err());
+    }
+
+    #[test]
+    fn failures_are_worded_for_users() {
+        let spec = minimal("", "");
+        let text = reword("failed to chdir: no such file or directory", &spec);
+        assert_eq!(text, r#"chdir to cwd ("/") set in config.json failed: no such file or directory"#);
+        let text =
+            reword(r#"failed to mount Mount { destination: "/a b", typ: None }: Syscall(Nix(EPERM))"#, &spec);
+        assert_eq!(text, r#"error mounting to rootfs at "/a b": operation not permitted"#);
+        assert_eq!(reword("x: No such file (os error 2)", &spec), "x: No such file");
     }
 
     #[test]

@@ -1,38 +1,252 @@
-//! rt's own VMM on KVM. (Stand-in until the VMM is merged: what `select` and the dispatch need of it.)
+//! rt's own VMM on KVM.
+//!
+//! In two processes. Here is the parent's side: [`Kvm`] opens what only the host has, and starts `rt vmm`, which gets everything as
+//! descriptors and opens nothing itself. That process's side is [`vmm`], and what it is made of: `memory` and `image` lay the
+//! guest out, `acpi` and `cpuid` tell it what it is, `vcpu` and `machine` run it.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
-use super::{Error, Hypervisor, Vm, VmFds, VmSpec};
+use super::process::VmmProcess;
+use super::{Ending, Error as VmError, Hypervisor, Kind, Vm, VmFds, VmRecord, VmSpec, VsockAddress, vsock};
+use crate::{devices, jail, sys};
 
-/// The backend.
-#[derive(Debug)]
+mod acpi;
+mod cpuid;
+mod image;
+mod machine;
+mod memory;
+mod probe;
+mod vcpu;
+mod vmm;
+
+pub use probe::{Unusable, probe};
+
+/// In the sandbox's state directory.
+const VSOCK: &str = "vsock.sock";
+
+/// The built-in hypervisor.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Kvm;
 
-/// Why this host's KVM cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("rt's own VMM is not built in yet")]
-pub struct Unfit;
-
-impl Unfit {
-    /// Whether a stock guest's code ran in the probe all the same.
-    pub fn runs_stock_guests(&self) -> bool {
-        false
-    }
-}
-
-/// Whether a stock guest runs.
-pub fn probe() -> Result<(), Unfit> {
-    Err(Unfit)
-}
-
-/// The hidden verb.
-pub fn vmm_main(_args: &[OsString]) -> ExitCode {
-    ExitCode::FAILURE
+/// A VM of the built-in hypervisor.
+#[derive(Debug)]
+struct KvmVm {
+    process: VmmProcess,
+    uplink: UnixStream,
+    vsock: PathBuf,
 }
 
 impl Hypervisor for Kvm {
-    fn launch(&self, _spec: &VmSpec, _fds: VmFds) -> Result<Box<dyn Vm>, Error> {
-        Err(Error::Unusable { backend: "kvm", reason: Unfit.to_string() })
+    fn launch(&self, spec: &VmSpec, fds: VmFds) -> Result<Box<dyn Vm>, VmError> {
+        let launch = |what| move |source| VmError::Launch { what, source };
+        let kvm = probe::open()
+            .map_err(|unusable| VmError::Unusable { backend: "kvm", reason: unusable.reason })?;
+        let kernel = open(&spec.kernel)?;
+        let initramfs = open(&spec.initramfs)?;
+        let json = serde_json::to_vec(spec).map_err(|error| launch("its description")(error.into()))?;
+        let spec_file = sys::fd::memory_file(c"spec", &json).map_err(launch("its description"))?;
+        let (uplink, vmm_uplink) = UnixStream::pair().map_err(launch("its uplink"))?;
+        let (console, stdout) = pipe().map_err(launch("its console"))?;
+        let (log, stderr) = pipe().map_err(launch("its log"))?;
+        let path = spec.state_dir.join(VSOCK);
+        let listener = vsock::listen_unix(&path).map_err(launch("its vsock socket"))?;
+        let child = jail::Spawn {
+            verb: "vmm",
+            args: vec![OsString::from(&spec.id)],
+            fds: vec![spec_file, kvm, kernel, initramfs, fds.share, listener.into(), vmm_uplink.into()],
+            stdout: Some(stdout),
+            stderr: Some(stderr),
+        };
+        let started = child.spawn().map_err(VmError::from);
+        let process = started.and_then(|child| VmmProcess::new(child, console, log, explain));
+        match process {
+            Ok(process) => Ok(Box::new(KvmVm { process, uplink, vsock: path })),
+            Err(error) => {
+                let _ = std::fs::remove_file(&path);
+                Err(error)
+            }
+        }
     }
+}
+
+impl Vm for KvmVm {
+    fn record(&self) -> VmRecord {
+        VmRecord {
+            kind: Kind::Kvm,
+            pid: self.process.pid(),
+            start_time: self.process.start_time(),
+            vsock: VsockAddress::Unix(self.vsock.clone()),
+        }
+    }
+
+    fn pidfd(&self) -> BorrowedFd<'_> {
+        self.process.pidfd()
+    }
+
+    fn accept(&mut self, deadline: Instant) -> Result<OwnedFd, VmError> {
+        let uplink = std::os::fd::AsFd::as_fd(&self.uplink);
+        self.process.wait_readable_or_end(uplink, deadline)?;
+        match vsock::receive_connection(&self.uplink) {
+            Ok(connection) => Ok(connection),
+            // The VMM closes the uplink by ending only; a moment later it has ended.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(VmError::Ended(Box::new(self.process.end_by_itself(deadline))))
+            }
+            Err(source) => Err(VmError::Launch { what: "its uplink", source }),
+        }
+    }
+
+    fn end(&mut self) -> Ending {
+        let ending = self.process.end();
+        let _ = std::fs::remove_file(&self.vsock);
+        ending
+    }
+}
+
+impl Drop for KvmVm {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn open(path: &Path) -> Result<OwnedFd, VmError> {
+    let failed = |error: io::Error| VmError::File { path: path.to_owned(), reason: error.to_string() };
+    let file = File::open(path).map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(VmError::File { path: path.to_owned(), reason: "it is not a regular file".to_owned() });
+    }
+    Ok(file.into())
+}
+
+/// Reading end, writing end.
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?)
+}
+
+/// How a guest ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum End {
+    PowerOff,
+    /// It rebooted, or panicked (`panic=-1`).
+    Reset,
+    TripleFault,
+    /// KVM cannot go on, and why.
+    Kvm(String),
+    /// A device cannot go on, and why.
+    Device(String),
+}
+
+/// Exit codes of `rt vmm`, in words for [`Ending::status`].
+fn explain(code: i32) -> &'static str {
+    match code {
+        0 => "the guest switched itself off",
+        1 => "the VM could not be started",
+        3 => "the guest reset itself: it panicked or rebooted",
+        4 => "the guest crashed (triple fault)",
+        5 => "KVM cannot run this guest",
+        6 => "a device failed",
+        _ => "",
+    }
+}
+
+impl End {
+    fn exit_code(&self) -> u8 {
+        match self {
+            End::PowerOff => 0,
+            End::Reset => 3,
+            End::TripleFault => 4,
+            End::Kvm(_) => 5,
+            End::Device(_) => 6,
+        }
+    }
+}
+
+impl From<devices::Error> for End {
+    fn from(error: devices::Error) -> Self {
+        End::Device(one_line(&error))
+    }
+}
+
+/// The verb `rt vmm`. `args` is the sandbox's ID, for ps(1). Marks of the timeline and at most one other line go to standard
+/// error, the guest's console to standard output.
+pub fn vmm_main(_args: &[OsString]) -> ExitCode {
+    match vmm::run() {
+        Ok(end) => {
+            if let End::Kvm(reason) | End::Device(reason) = &end {
+                eprintln!("vmm: {reason}");
+            }
+            ExitCode::from(end.exit_code())
+        }
+        Err(error) => {
+            eprintln!("vmm: {}", one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What `rt vmm` may fail with before the guest runs.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("cannot {what}")]
+    Host {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot {what}")]
+    Kvm {
+        what: &'static str,
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    #[error("the VM's description is damaged")]
+    Spec(#[source] serde_json::Error),
+    #[error("a VM has 1 to 32 vCPUs and 32 to 65,536 MiB, not {vcpus} and {memory_mib}")]
+    Shape { vcpus: u8, memory_mib: u32 },
+    #[error("cannot load {path}: {reason}")]
+    Image { path: PathBuf, reason: String },
+    #[error("{memory_mib} MiB of memory are too few for kernel and initramfs")]
+    NoRoom { memory_mib: u32 },
+    #[error("cannot use the kernel's command line: {reason}")]
+    CommandLine { reason: &'static str },
+    #[error("cannot write what the guest boots from to its memory")]
+    Memory,
+    #[error(transparent)]
+    Device(#[from] devices::Error),
+    #[error(transparent)]
+    Jail(#[from] jail::Error),
+}
+
+impl Error {
+    /// For `map_err`, as the next two.
+    fn host(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Host { what, source }
+    }
+
+    fn kvm(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+        move |source| Self::Kvm { what, source }
+    }
+
+    /// Boot structures lie in memory that every guest has.
+    fn memory<T>(_: T) -> Self {
+        Self::Memory
+    }
+}
+
+/// An error and its sources.
+fn one_line(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        line.push_str(&format!(": {source}"));
+        next = source.source();
+    }
+    line
 }

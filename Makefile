@@ -1,0 +1,104 @@
+# make run      sets up, builds guest and runtime, runs a busybox bundle in a virtual machine
+# make test     everything: formatting, clippy, unit tests, integration tests here and in a machine whose KVM works
+# make build    rt and a guest for it, in target/release
+# make kernel   the tuned guest kernel (about 14 minutes of processor time, once a machine)
+# make bench    what a start costs and where the time goes, with runc and crun beside it, here and in the KVM machine
+# make clean    removes target; what was made once a machine stays in ~/.cache/rt
+#
+# Packages that are missing are installed from the distribution, and said before; APT= names another way to install.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+.PHONY: run test build rt agent guest kernel quick-guest tuned-guest bundle lint unit-test integration integration-test bench clean
+.NOTPARALLEL:
+
+triple := x86_64-unknown-linux-gnu
+# CARGO_TARGET_DIR is cargo's; what rt's users and tests look for is always in target/release.
+cargo_target := $(or $(CARGO_TARGET_DIR),target)
+release := target/release
+guest := $(release)/guest
+cache := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rt
+
+build_packages := gcc libc6-dev libseccomp-dev libcap-ng-dev
+guest_packages := binutils xz-utils zstd cpio
+run_packages := qemu-system-x86 busybox-static
+kernel_packages := gcc libc6-dev make flex bison bc perl libelf-dev libssl-dev binutils xz-utils cpio
+test_packages := $(run_packages) util-linux
+bench_packages := $(test_packages) runc crun
+
+# $(call need,PACKAGES): installs those that are missing.
+define need
+@missing=(); for package in $(sort $(1)); do \
+  [ "$$(dpkg-query -W -f='$${db:Status-Status}' "$$package" 2>/dev/null)" = installed ] || missing+=("$$package"); \
+done; \
+[ $${#missing[@]} -eq 0 ] || APT='$(APT)' tests/integration/install.sh "$${missing[@]}"
+endef
+
+run: build bundle
+	@[ "$$(id -u)" = 0 ] || as_root=sudo; \
+	$${as_root:-} $(release)/rt run -b target/bundle > target/bundle/output; \
+	host=$$(for command in 'uname -a' nproc 'free -m'; do echo "== $$command"; $$command; done); \
+	awk -v host="$$host" 'BEGIN { n = split(host, lines, "\n"); for (i = 1; i <= n; i++) { if (lines[i] ~ /^== /) key = lines[i]; else on[key] = on[key] "  host   " lines[i] "\n" } } \
+	  /^== / { printf "%s%s\n", on[key2], $$0; key2 = $$0; next } { print "  guest  " $$0 } END { printf "%s", on[key2] }' target/bundle/output
+
+test:
+	@tests/integration/all.sh
+
+build: rt guest
+
+rt:
+	$(call need,$(build_packages))
+	cargo build --release --locked --bin rt
+	@mkdir -p $(release)
+	@tests/integration/place.sh $(cargo_target)/$(triple)/release/rt $(release)/rt
+
+agent:
+	$(call need,$(build_packages))
+	cargo build --profile agent --locked -p rt-agent
+
+# The quick kernel is a matter of seconds; the tuned one is taken when this machine has one already.
+guest: agent
+	@if [ -e $(cache)/kernel/tuned/vmlinux ]; then $(MAKE) --no-print-directory tuned-guest KERNEL=$(cache)/kernel/tuned; \
+	else $(MAKE) --no-print-directory quick-guest; fi
+
+kernel:
+	$(call need,$(kernel_packages))
+	@guest/kernel/build.sh tuned
+
+quick-guest tuned-guest: %-guest: agent
+	$(call need,$(guest_packages) $(if $(KERNEL),,$(if $(filter tuned,$*),$(kernel_packages))))
+	@mkdir -p $(guest)/$*
+	@kernel=$(KERNEL); kernel=$${kernel:-$$(guest/kernel/build.sh $*)}; \
+	tests/integration/place.sh "$$kernel/vmlinux" $(guest)/$*/vmlinux; \
+	guest/initramfs/build.sh "$$kernel" $(cargo_target)/$(triple)/agent/rt-agent $(guest)/$*/initramfs.cpio
+
+bundle:
+	$(call need,$(run_packages))
+	@tests/integration/bundle.sh target/bundle 'for command in "uname -a" nproc "free -m"; do echo "== $$command"; $$command; done'
+
+lint:
+	$(call need,$(build_packages))
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+unit-test:
+	$(call need,$(build_packages))
+	cargo test --locked --workspace --lib --bins
+
+# What integration tests need; prints the test program.
+integration: rt quick-guest tuned-guest
+	$(call need,$(test_packages))
+	cargo test --locked --test integration --no-run
+	@mkdir -p target/test; \
+	cargo test --locked --test integration --no-run --message-format short 2>&1 | sed -n 's/.*Executable.*(\(.*\))$$/\1/p' > target/test/program
+
+integration-test:
+	@tests/integration/all.sh integration
+
+bench: integration
+	$(call need,$(bench_packages))
+	@tests/integration/all.sh bench
+
+clean:
+	rm -rf target

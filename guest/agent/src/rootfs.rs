@@ -1,0 +1,350 @@
+//! What a container's file system needs beside what libcontainer does: before it is made, in the root file system as the
+//! share shows it; after, in the container's own mount namespace.
+//!
+//! Every path of a container is resolved inside its root (RESOLVE_IN_ROOT, or with the root being "/"): a symbolic link in
+//! an image leads nowhere else.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, unlinkat};
+use oci_spec::runtime::{Mount, Spec};
+
+/// What libcontainer makes in /dev and does not take when it is there, besides `linux.devices`.
+const OWN_DEVICES: [&str; 12] =
+    ["null", "zero", "full", "tty", "urandom", "random", "fd", "stdin", "stdout", "stderr", "kcore", "ptmx"];
+
+/// Options of mounts that libcontainer does not know or loses, for [`finish`].
+#[derive(Debug, Default)]
+pub struct Rest {
+    propagations: Vec<(PathBuf, MsFlags)>,
+    copies: Vec<(PathBuf, OwnedFd)>,
+}
+
+impl Rest {
+    pub fn is_empty(&self) -> bool {
+        self.propagations.is_empty() && self.copies.is_empty()
+    }
+}
+
+/// Prepares the root file system and takes out of `spec` what is left to [`finish`].
+///
+/// # Errors
+/// For the user.
+pub fn prepare(spec: &mut Spec) -> Result<Rest, String> {
+    let root = spec.root().as_ref().ok_or("root must be set in config.json")?.path().clone();
+    let root = File::open(&root).map_err(|error| format!("cannot open {}: {error}", root.display()))?;
+    let mut rest = Rest::default();
+    for entry in spec.mounts_mut().iter_mut().flatten() {
+        if is_bind(entry) {
+            check_source(entry)?;
+        }
+        take_options(entry, root.as_fd(), &mut rest)?;
+    }
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    if !mounts.iter().any(|entry| entry.destination() == Path::new("/dev")) {
+        let devices = spec.linux().as_ref().and_then(|linux| linux.devices().as_deref()).unwrap_or_default();
+        clear_devices(
+            root.as_fd(),
+            devices.iter().filter_map(|device| device.path().strip_prefix("/dev").ok()),
+        );
+    }
+    if let Some(process) = spec.process() {
+        make_working_directory(root.as_fd(), process.cwd(), mounts);
+    }
+    Ok(rest)
+}
+
+fn is_bind(entry: &Mount) -> bool {
+    entry.typ().as_deref() == Some("bind")
+        || entry.options().iter().flatten().any(|option| option == "bind" || option == "rbind")
+}
+
+/// libcontainer would say the same, less clearly.
+fn check_source(entry: &Mount) -> Result<(), String> {
+    let Some(source) = entry.source() else { return Ok(()) };
+    fs::metadata(source).map(drop).map_err(|error| {
+        let reason = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)).desc().to_lowercase();
+        let (source, destination) = (source.display(), entry.destination().display());
+        format!("error mounting {source:?} to rootfs at {destination:?}: stat {source}: {reason}")
+    })
+}
+
+/// Takes `tmpcopyup` and propagation out of a mount's options, and gives a tmpfs its mount point's mode.
+fn take_options(entry: &mut Mount, root: BorrowedFd<'_>, rest: &mut Rest) -> Result<(), String> {
+    let destination = entry.destination().clone();
+    let is_tmpfs = entry.typ().as_deref() == Some("tmpfs");
+    let below =
+        if is_tmpfs { open_in(root, &destination, OFlag::O_RDONLY | OFlag::O_DIRECTORY).ok() } else { None };
+    let options = entry.options_mut().get_or_insert_with(Vec::new);
+    if let Some(below) = &below
+        && !options.iter().any(|option| option.starts_with("mode="))
+        && let Ok(status) = nix::sys::stat::fstat(below)
+    {
+        options.push(format!("mode={:o}", status.st_mode & 0o7777));
+    }
+    let mut copies = false;
+    options.retain(|option| match option.as_str() {
+        "tmpcopyup" => {
+            copies = true;
+            false
+        }
+        other => match propagation(other) {
+            Some(flags) => {
+                // A new mount of the guest is private already, and a slave of nothing.
+                if flags.intersects(MsFlags::MS_SHARED | MsFlags::MS_UNBINDABLE) {
+                    rest.propagations.push((destination.clone(), flags));
+                }
+                false
+            }
+            None => true,
+        },
+    });
+    if copies && !is_tmpfs {
+        return Err(format!("mount {}: tmpcopyup is for tmpfs only", destination.display()));
+    }
+    if copies && let Some(below) = below {
+        rest.copies.push((destination, below));
+    }
+    Ok(())
+}
+
+fn propagation(option: &str) -> Option<MsFlags> {
+    let (name, recursive) = match option {
+        "rprivate" | "rshared" | "rslave" | "runbindable" => (&option[1..], MsFlags::MS_REC),
+        other => (other, MsFlags::empty()),
+    };
+    let flag = match name {
+        "private" => MsFlags::MS_PRIVATE,
+        "shared" => MsFlags::MS_SHARED,
+        "slave" => MsFlags::MS_SLAVE,
+        "unbindable" => MsFlags::MS_UNBINDABLE,
+        _ => return None,
+    };
+    Some(flag | recursive)
+}
+
+/// Removes device nodes and links that an earlier container, or the image, has left where libcontainer makes its own.
+fn clear_devices<'a>(root: BorrowedFd<'_>, more: impl Iterator<Item = &'a Path>) {
+    let directory = match open_in(root, Path::new("/dev"), OFlag::O_RDONLY | OFlag::O_DIRECTORY) {
+        Ok(directory) => directory,
+        Err(_) => {
+            let _ = mkdirat(root, "dev", Mode::from_bits_truncate(0o755));
+            return;
+        }
+    };
+    for name in OWN_DEVICES.iter().map(Path::new).chain(more) {
+        // Deeper ones are made in directories of their own, which images do not bring.
+        if name.components().count() != 1 {
+            continue;
+        }
+        if let Ok(status) = fstatat(&directory, name, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW) {
+            let kind = SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT;
+            if kind == SFlag::S_IFLNK || kind == SFlag::S_IFCHR || kind == SFlag::S_IFBLK {
+                let _ = unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir);
+            }
+        }
+    }
+}
+
+/// runc makes a missing working directory. Here that must happen before the mounts: in the root file system, or in the
+/// source of the bind mount that the path leads into. Where it cannot be made, entering it fails with a clear message.
+fn make_working_directory(root: BorrowedFd<'_>, directory: &Path, mounts: &[Mount]) {
+    let over = mounts
+        .iter()
+        .filter(|entry| directory.starts_with(entry.destination()) && entry.destination() != Path::new("/"))
+        .max_by_key(|entry| entry.destination().components().count());
+    match over {
+        None => {
+            let _ = make_directories(root, directory);
+        }
+        Some(entry) if is_bind(entry) => {
+            let source = entry.source().as_ref().and_then(|source| File::open(source).ok());
+            if let (Some(source), Ok(rest)) = (source, directory.strip_prefix(entry.destination())) {
+                let _ = make_directories(source.as_fd(), rest);
+            }
+        }
+        Some(_) => {}
+    }
+}
+
+fn make_directories(root: BorrowedFd<'_>, path: &Path) -> nix::Result<()> {
+    let mut so_far = PathBuf::from("/");
+    for component in path.components() {
+        let Component::Normal(name) = component else { continue };
+        let parent = open_in(root, &so_far, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+        so_far.push(name);
+        match mkdirat(&parent, name, Mode::from_bits_truncate(0o755)) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn open_in(root: BorrowedFd<'_>, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(flags | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    openat2(root, path, how)
+}
+
+/// Does the rest inside the mount namespace of a created container. The caller stays in it: it is a runner at its end.
+///
+/// # Errors
+/// For the user.
+pub fn finish(pid: i32, rest: &Rest) -> Result<(), String> {
+    let namespace = format!("/proc/{pid}/ns/mnt");
+    let file = File::open(&namespace).map_err(|error| format!("cannot open {namespace}: {error}"))?;
+    // Afterwards "/" is the container's root.
+    setns(&file, CloneFlags::CLONE_NEWNS)
+        .map_err(|error| format!("cannot enter {namespace}: {}", error.desc()))?;
+    let none = None::<&str>;
+    for (destination, flags) in &rest.propagations {
+        mount(none, destination, none, *flags, none).map_err(|error| {
+            format!("cannot set the propagation of {}: {}", destination.display(), error.desc())
+        })?;
+    }
+    for (destination, source) in &rest.copies {
+        copy_tree(source.as_fd(), destination)
+            .map_err(|error| format!("cannot copy {} up: {error}", destination.display()))?;
+    }
+    Ok(())
+}
+
+/// Copies what is in a directory, with owners, modes and links.
+fn copy_tree(source: BorrowedFd<'_>, destination: &Path) -> io::Result<()> {
+    // By its descriptor, which works whatever covers it by now; /proc is the agent's own only by that descriptor too.
+    for entry in nix::dir::Dir::from_fd(source.try_clone_to_owned()?)?.iter() {
+        let entry = entry?;
+        let name = Path::new(std::ffi::OsStr::new(match entry.file_name().to_str() {
+            Ok("." | "..") => continue,
+            Ok(name) => name,
+            Err(_) => return Err(io::Error::other("a file name is not UTF-8")),
+        }));
+        let target = destination.join(name);
+        let status = fstatat(source, name, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        let mode = status.st_mode & 0o7777;
+        match SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT {
+            SFlag::S_IFDIR => {
+                match fs::DirBuilder::new().mode(mode).create(&target) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                    _ => {}
+                }
+                let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                let below = nix::fcntl::openat(source, name, flags, Mode::empty())?;
+                copy_tree(below.as_fd(), &target)?;
+            }
+            SFlag::S_IFREG => {
+                let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                let mut from = File::from(nix::fcntl::openat(source, name, flags, Mode::empty())?);
+                io::copy(&mut from, &mut File::create_new(&target)?)?;
+            }
+            SFlag::S_IFLNK => {
+                let link = nix::fcntl::readlinkat(source, name)?;
+                std::os::unix::fs::symlink(link, &target)?;
+            }
+            // Devices, sockets and pipes are not content.
+            _ => continue,
+        }
+        let owner = (Some(Uid::from_raw(status.st_uid)), Some(Gid::from_raw(status.st_gid)));
+        let no_follow = nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW;
+        nix::unistd::fchownat(nix::fcntl::AT_FDCWD, &target, owner.0, owner.1, no_follow)?;
+        if !fs::symlink_metadata(&target)?.file_type().is_symlink() {
+            // After the change of owner, which clears set-user-ID bits.
+            fs::set_permissions(&target, fs::Permissions::from_mode(mode))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    fn scratch(name: &str) -> PathBuf {
+        let directory = std::env::temp_dir().join(format!("rt-agent-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&directory);
+        fs::create_dir_all(&directory).expect("a directory");
+        directory
+    }
+
+    fn mount_entry(json: &str) -> Mount {
+        serde_json::from_str(json).expect("a mount")
+    }
+
+    #[test]
+    fn options_that_libcontainer_does_not_know_are_taken() {
+        let directory = scratch("options");
+        fs::create_dir(directory.join("etc")).expect("a directory");
+        fs::set_permissions(directory.join("etc"), fs::Permissions::from_mode(0o751)).expect("a mode");
+        let root = File::open(&directory).expect("open");
+        let mut rest = Rest::default();
+        let mut tmpfs = mount_entry(
+            r#"{"destination":"/etc","type":"tmpfs","options":["tmpcopyup","size=1m","rshared"]}"#,
+        );
+        take_options(&mut tmpfs, root.as_fd(), &mut rest).expect("taken");
+        assert_eq!(tmpfs.options().as_deref(), Some(&["size=1m".to_owned(), "mode=751".to_owned()][..]));
+        assert_eq!(rest.copies.len(), 1);
+        assert_eq!(rest.propagations[0].1, MsFlags::MS_SHARED | MsFlags::MS_REC);
+        let mut bind =
+            mount_entry(r#"{"destination":"/v","type":"bind","options":["rbind","rprivate","ro"]}"#);
+        let mut rest = Rest::default();
+        take_options(&mut bind, root.as_fd(), &mut rest).expect("taken");
+        assert_eq!(bind.options().as_deref(), Some(&["rbind".to_owned(), "ro".to_owned()][..]));
+        assert!(rest.is_empty());
+        fs::remove_dir_all(directory).expect("removed");
+    }
+
+    #[test]
+    fn directories_are_made_inside_the_root() {
+        let directory = scratch("cwd");
+        let (root, outside) = (directory.join("root"), directory.join("outside"));
+        fs::create_dir(&root).expect("a directory");
+        std::os::unix::fs::symlink(&outside, root.join("link")).expect("a link");
+        fs::create_dir_all(root.join(outside.strip_prefix("/").expect("absolute"))).expect("a directory");
+        let file = File::open(&root).expect("open");
+        make_directories(file.as_fd(), Path::new("/link/new/deep")).expect("made");
+        assert!(!outside.exists());
+        assert!(root.join(outside.strip_prefix("/").expect("absolute")).join("new/deep").is_dir());
+        fs::remove_dir_all(directory).expect("removed");
+    }
+
+    #[test]
+    fn a_tree_is_copied_whole() {
+        let directory = scratch("copy");
+        let (from, to) = (directory.join("from"), directory.join("to"));
+        fs::create_dir_all(from.join("sub")).expect("a directory");
+        fs::create_dir(&to).expect("a directory");
+        fs::write(from.join("sub/file"), "text").expect("a file");
+        fs::set_permissions(from.join("sub/file"), fs::Permissions::from_mode(0o640)).expect("a mode");
+        std::os::unix::fs::symlink("nowhere", from.join("link")).expect("a link");
+        copy_tree(File::open(&from).expect("open").as_fd(), &to).expect("copied");
+        assert_eq!(fs::read_to_string(to.join("sub/file")).expect("read"), "text");
+        assert_eq!(fs::metadata(to.join("sub/file")).expect("status").mode() & 0o777, 0o640);
+        assert_eq!(fs::read_link(to.join("link")).expect("a link"), Path::new("nowhere"));
+        fs::remove_dir_all(directory).expect("removed");
+    }
+
+    #[test]
+    fn old_devices_are_cleared_and_files_kept() {
+        let directory = scratch("devices");
+        fs::create_dir(directory.join("dev")).expect("a directory");
+        std::os::unix::fs::symlink("x", directory.join("dev/fd")).expect("a link");
+        fs::write(directory.join("dev/null"), "a file").expect("a file");
+        let root = File::open(&directory).expect("open");
+        clear_devices(root.as_fd(), std::iter::empty());
+        assert!(fs::symlink_metadata(directory.join("dev/fd")).is_err());
+        assert!(directory.join("dev/null").exists());
+        fs::remove_dir_all(directory).expect("removed");
+    }
+}

@@ -1,0 +1,113 @@
+//! `rt create`: makes a container whose process waits for `rt start`. Also the flags that `rt run` shares.
+
+use std::path::PathBuf;
+
+use super::Global;
+use crate::bundle::Bundle;
+use crate::config::Config;
+use crate::container::{self, Console, MonitorProcess, Request, Task};
+
+/// Flags of `create` and `run`.
+#[derive(Debug, clap::Args)]
+pub struct Creation {
+    /// The bundle's directory
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub bundle: PathBuf,
+    /// Unix socket that receives the upper end of the container's terminal
+    #[arg(long, value_name = "SOCKET")]
+    pub console_socket: Option<PathBuf>,
+    /// Unix socket that receives a pidfd of the monitor
+    #[arg(long, value_name = "SOCKET")]
+    pub pidfd_socket: Option<PathBuf>,
+    /// Write the monitor's PID to this file
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Accepted for runc's sake: inside its own VM a container may always pivot
+    #[arg(long)]
+    pub no_pivot: bool,
+    /// Accepted for runc's sake: the host's keyring never reaches the guest
+    #[arg(long)]
+    pub no_new_keyring: bool,
+    /// Pass this many descriptors beyond the standard streams; only 0 can be had across a VM
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub preserve_fds: u32,
+}
+
+/// Create a container; its process waits for `rt start`
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    creation: Creation,
+    /// The container's ID
+    #[arg(value_name = "ID")]
+    id: String,
+}
+
+impl Creation {
+    /// The request of `create`; `run` changes what is its own.
+    ///
+    /// # Errors
+    /// A flag asks for what a virtual machine cannot give.
+    pub fn request(&self, global: &Global, id: &str) -> anyhow::Result<Request> {
+        if self.preserve_fds > 0 {
+            anyhow::bail!(
+                "cannot pass {} more descriptors into the container: a descriptor of the host means nothing in a \
+                 virtual machine; call without --preserve-fds",
+                self.preserve_fds
+            );
+        }
+        Ok(Request {
+            id: id.into(),
+            bundle: std::path::absolute(&self.bundle)?,
+            root: global.root(),
+            hypervisor: global.hypervisor(),
+            console_socket: self.console_socket.as_deref().map(std::path::absolute).transpose()?,
+            start: false,
+            keep: true,
+            trace: None,
+        })
+    }
+
+    /// Starts the container's monitor in a process of its own and tells its PID to whom asked for it.
+    ///
+    /// # Errors
+    /// The container did not come up, or its PID cannot be told; nothing of it is left then.
+    pub fn detach(&self, global: &Global, config: &Config, request: Request) -> anyhow::Result<()> {
+        self.check_terminal(&request, true)?;
+        let id = request.id.clone();
+        let monitor = container::start_monitor(
+            Task::Container { request, config: Box::new(config.clone()) },
+            global.log(),
+        )?;
+        if let Err(error) = self.tell(&monitor) {
+            container::delete(&global.store(), config, &id, true)?;
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Tells the monitor's PID to whom asked for it.
+    ///
+    /// # Errors
+    /// The file cannot be written, or nobody listens on the socket.
+    pub fn tell(&self, monitor: &MonitorProcess) -> Result<(), container::Error> {
+        monitor.tell(self.pid_file.as_deref(), self.pidfd_socket.as_deref())
+    }
+
+    /// Refuses a terminal that nobody would hold.
+    ///
+    /// # Errors
+    /// See [`Console::check`]; a bundle that cannot be read.
+    pub fn check_terminal(&self, request: &Request, detached: bool) -> anyhow::Result<()> {
+        let terminal = Bundle::load(&request.bundle)?.terminal();
+        Ok(Console::check(terminal, detached, request.console_socket.as_deref())?)
+    }
+}
+
+impl Arguments {
+    pub fn run(&self, global: &Global, config: &Config) -> anyhow::Result<u8> {
+        let request = self.creation.request(global, &self.id)?;
+        self.creation.detach(global, config, request)?;
+        Ok(0)
+    }
+}

@@ -1,0 +1,185 @@
+//! `rt exec`: runs another process in a running container.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use oci_spec::runtime::{Capability, LinuxCapabilities, Process, User};
+
+use super::Global;
+use crate::config::Config;
+use crate::container::{self, Console, ExecRequest, MonitorProcess, Task};
+
+/// Run another process in a container
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Unix socket that receives the upper end of the process's terminal
+    #[arg(long, value_name = "SOCKET")]
+    console_socket: Option<PathBuf>,
+    /// Unix socket that receives a pidfd of the monitor
+    #[arg(long, value_name = "SOCKET")]
+    pidfd_socket: Option<PathBuf>,
+    /// Working directory in the container
+    #[arg(long, value_name = "DIR")]
+    cwd: Option<PathBuf>,
+    /// Set an environment variable, NAME=VALUE; may be given again
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+    /// Give it a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// UID or UID:GID
+    #[arg(short, long, value_name = "UID[:GID]", value_parser = parse_user)]
+    user: Option<(u32, u32)>,
+    /// Another group; may be given again
+    #[arg(short = 'g', long, value_name = "GID")]
+    additional_gids: Vec<u32>,
+    /// File with the runtime-spec's process object
+    #[arg(short, long, value_name = "FILE")]
+    process: Option<PathBuf>,
+    /// Return once the process runs
+    #[arg(short, long)]
+    detach: bool,
+    /// Write the monitor's PID to this file
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+    /// Accepted for runc's sake: the guest has no SELinux
+    #[arg(long, value_name = "LABEL")]
+    process_label: Option<String>,
+    /// Accepted for runc's sake: the guest has no AppArmor
+    #[arg(long, value_name = "PROFILE")]
+    apparmor: Option<String>,
+    /// Set no_new_privs
+    #[arg(long)]
+    no_new_privs: bool,
+    /// Add a capability; may be given again
+    #[arg(short, long, value_name = "CAPABILITY", value_parser = parse_capability)]
+    cap: Vec<Capability>,
+    /// Pass this many descriptors beyond the standard streams; only 0 can be had across a VM
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    preserve_fds: u32,
+    /// Run it in this cgroup below the container's
+    #[arg(long, value_name = "PATH", default_value = "")]
+    cgroup: String,
+    /// Also in a paused container
+    #[arg(long)]
+    ignore_paused: bool,
+    /// The container's ID
+    #[arg(value_name = "ID")]
+    id: String,
+    /// The command and its arguments
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+impl Arguments {
+    pub fn run(&self, global: &Global, config: &Config) -> anyhow::Result<u8> {
+        let request = self.request(global)?;
+        let terminal = request.process.terminal().unwrap_or(false);
+        Console::check(terminal, self.detach, self.console_socket.as_deref())?;
+        let tell =
+            |monitor: &MonitorProcess| monitor.tell(self.pid_file.as_deref(), self.pidfd_socket.as_deref());
+        if !self.detach {
+            let monitor = MonitorProcess::own()?;
+            return Ok(container::exec(&request, config, &mut || tell(&monitor))?);
+        }
+        let task = Task::Exec { request, config: Box::new(config.clone()) };
+        let monitor = container::start_monitor(task, global.log())?;
+        tell(&monitor).inspect_err(|_| monitor.kill())?;
+        Ok(0)
+    }
+
+    fn request(&self, global: &Global) -> anyhow::Result<ExecRequest> {
+        if self.preserve_fds > 0 {
+            anyhow::bail!(
+                "cannot pass {} more descriptors into the container: a descriptor of the host means nothing in a \
+                 virtual machine; call without --preserve-fds",
+                self.preserve_fds
+            );
+        }
+        let store = global.store();
+        let process = match &self.process {
+            Some(path) => {
+                let text = std::fs::read(path);
+                let text = text.with_context(|| format!("cannot read {}", path.display()))?;
+                serde_json::from_slice(&text)
+                    .with_context(|| format!("{} is not a process object", path.display()))?
+            }
+            None => self.change(store.read(&self.id)?.process)?,
+        };
+        Ok(ExecRequest {
+            id: self.id.clone(),
+            root: global.root(),
+            process,
+            console_socket: self.console_socket.as_deref().map(std::path::absolute).transpose()?,
+            cgroup: self.cgroup.clone(),
+            ignore_paused: self.ignore_paused,
+        })
+    }
+
+    /// The container's own process object, changed by the flags, as runc does it.
+    fn change(&self, mut process: Process) -> anyhow::Result<Process> {
+        if self.command.is_empty() {
+            anyhow::bail!("exec needs a command, or a process object by --process");
+        }
+        process.set_args(Some(self.command.clone()));
+        process.set_terminal(Some(self.tty));
+        process.set_console_size(None);
+        if let Some(cwd) = &self.cwd {
+            process.set_cwd(cwd.clone());
+        }
+        process.env_mut().get_or_insert_default().extend(self.env.iter().cloned());
+        if let Some((uid, gid)) = self.user {
+            let mut user = User::default();
+            user.set_uid(uid).set_gid(gid);
+            process.set_user(user);
+        }
+        if !self.additional_gids.is_empty() {
+            let mut gids = process.user().additional_gids().clone().unwrap_or_default();
+            gids.extend(&self.additional_gids);
+            process.user_mut().set_additional_gids(Some(gids));
+        }
+        if self.no_new_privs {
+            process.set_no_new_privileges(Some(true));
+        }
+        if !self.cap.is_empty() {
+            let mut capabilities = process.capabilities().clone().unwrap_or_else(no_capabilities);
+            let extend = |set: &Option<std::collections::HashSet<Capability>>| {
+                Some(set.iter().flatten().copied().chain(self.cap.iter().copied()).collect())
+            };
+            let bounding = extend(capabilities.bounding());
+            let effective = extend(capabilities.effective());
+            let permitted = extend(capabilities.permitted());
+            capabilities.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
+            process.set_capabilities(Some(capabilities));
+        }
+        Ok(process)
+    }
+}
+
+fn no_capabilities() -> LinuxCapabilities {
+    let mut none = LinuxCapabilities::default();
+    none.set_bounding(None).set_effective(None).set_permitted(None).set_inheritable(None).set_ambient(None);
+    none
+}
+
+fn parse_user(text: &str) -> Result<(u32, u32), String> {
+    let (uid, gid) = text.split_once(':').unwrap_or((text, "0"));
+    let number = |part: &str| part.parse().map_err(|_| format!("{part:?} is no number; give UID or UID:GID"));
+    Ok((number(uid)?, number(gid)?))
+}
+
+fn parse_capability(text: &str) -> Result<Capability, String> {
+    text.parse().map_err(|_| format!("unknown capability {text:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_numbers() {
+        assert_eq!(parse_user("5"), Ok((5, 0)));
+        assert_eq!(parse_user("5:6"), Ok((5, 6)));
+        assert!(parse_user("root").is_err() && parse_user("1:").is_err());
+    }
+}

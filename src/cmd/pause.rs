@@ -1,0 +1,20 @@
+//! `rt pause`: freezes all processes of a container.
+
+use super::Global;
+use crate::config::Config;
+use crate::container;
+
+/// Suspend all processes of a container
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// The container's ID
+    #[arg(value_name = "ID")]
+    id: String,
+}
+
+impl Arguments {
+    pub fn run(&self, global: &Global, config: &Config) -> anyhow::Result<u8> {
+        container::pause(&global.store(), config, &self.id)?;
+        Ok(0)
+    }
+}

@@ -1,0 +1,72 @@
+//! Another process in a running container: `rt exec`.
+//!
+//! In the foreground this process pumps its streams and forwards signals, as for a container; detached, a monitor of its own
+//! does.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use oci_spec::runtime::Process;
+use serde::{Deserialize, Serialize};
+
+use super::console::Console;
+use super::record::{Status, Store};
+use super::signals::Signals;
+use super::stdio::Stdio;
+use super::{Error, system, wait};
+use crate::agent::Agent;
+use crate::config::Config;
+use crate::sys::random;
+
+/// What `rt exec` is asked for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// The container's ID.
+    pub id: String,
+    /// The directory of all state directories.
+    pub root: PathBuf,
+    /// Complete: what is absent is not taken from the container.
+    pub process: Process,
+    pub console_socket: Option<PathBuf>,
+    /// A cgroup below the container's.
+    pub cgroup: String,
+    pub ignore_paused: bool,
+}
+
+/// Runs the process, calls `up` once it has been executed, and gives its exit code.
+///
+/// # Errors
+/// [`Error`]
+pub fn carry(
+    request: &ExecRequest,
+    config: &Config,
+    up: &mut dyn FnMut() -> Result<(), Error>,
+) -> Result<u8, Error> {
+    let record = Store::new(request.root.clone()).read(&request.id)?;
+    match record.status() {
+        Status::Stopped => return Err(Error::ExecStopped),
+        Status::Paused if !request.ignore_paused => return Err(Error::ExecPaused),
+        _ => {}
+    }
+    let vm = record.vm.as_ref().ok_or(Error::ExecStopped)?;
+    let signals = Signals::block().map_err(system("block signals"))?;
+    let agent = Agent::connect(&vm.vsock, Duration::from_millis(config.agent.timeout_ms))?;
+    let terminal = request.process.terminal().unwrap_or(false);
+    let console = Console::open(terminal, request.console_socket.as_deref(), request.process.console_size())?;
+    let (stdio, names) = Stdio::open(&vm.vsock, terminal)?;
+    let exec_id = format!("{:016x}", random::non_zero().map_err(system("make an ID"))?);
+    let process = serde_json::to_vec(&request.process).expect("a process has only string keys");
+    let size = console.as_ref().and_then(Console::size);
+    agent.exec_process(&request.id, &exec_id, process, names, size, &request.cgroup)?;
+    let watch = signals.watch_process(&agent, &request.id, &exec_id, console.clone());
+    watch.map_err(system("watch signals"))?;
+    let pumps = stdio.start(console.as_ref()).map_err(system("start the standard streams"))?;
+    if let Err(error) = up() {
+        let _ = agent.signal_process(&request.id, &exec_id, libc::SIGKILL, false);
+        return Err(error);
+    }
+    // The sandbox's end closes the connection, which ends the wait.
+    let exit = wait::for_exit(&agent, &request.id, &exec_id, &[])?;
+    pumps.finish();
+    Ok(exit.code)
+}

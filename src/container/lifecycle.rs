@@ -1,0 +1,249 @@
+//! What may be done with a container that exists: start, kill, delete, pause, resume, update, and look at it.
+//!
+//! Each verb reads the record, checks that the container's status allows it, and asks the agent. Verbs that change the status
+//! hold the record's lock from the check to the change. Looking needs neither lock nor agent, and deleting needs
+//! no agent: they work when the VM is dead.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use oci_spec::runtime::LinuxResources;
+
+use super::Error;
+use super::hooks::{self, Moment};
+use super::record::{self, Record, State, Status, Store};
+use super::state::StateView;
+use crate::agent::{Agent, OomWatch, ProcessInfo};
+use crate::config::Config;
+use crate::sys::pidfd::{self, ProcessId};
+
+/// How long a container that is deleted by force may take to end in order, so that its files are written back.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// The agent of a container's sandbox.
+///
+/// # Errors
+/// [`Error::NotRunning`] when the record names no VM; else what connecting says.
+pub fn agent(record: &Record, config: &Config) -> Result<Agent, Error> {
+    let vm = record.vm.as_ref().ok_or(Error::NotRunning)?;
+    Ok(Agent::connect(&vm.vsock, Duration::from_millis(config.agent.timeout_ms))?)
+}
+
+/// Lets a created container's process run.
+///
+/// # Errors
+/// [`Error::AlreadyStarted`], [`Error::Ended`] by status; else what the agent says.
+pub fn start(store: &Store, config: &Config, id: &str) -> Result<(), Error> {
+    let state = store.lock(id)?;
+    let mut record = state.read()?;
+    match record.status() {
+        Status::Created => {}
+        Status::Stopped => return Err(Error::Ended),
+        Status::Creating | Status::Running | Status::Paused => return Err(Error::AlreadyStarted),
+    }
+    agent(&record, config)?.start_container(id)?;
+    record.status = Status::Running;
+    state.write(&record)?;
+    drop(state);
+    let view = StateView::for_hook(&record, Status::Running);
+    if let Err(error) = hooks::run(Moment::Poststart, &record.hooks, &view) {
+        // As the runtime-spec has it: logged, and the container goes on.
+        tracing::warn!("{error}");
+    }
+    Ok(())
+}
+
+/// Sends a signal to the container's process, or with `all` to each of its processes.
+///
+/// # Errors
+/// [`Error::NotRunning`] when it has stopped; else what the agent says.
+pub fn kill(store: &Store, config: &Config, id: &str, signal: i32, all: bool) -> Result<(), Error> {
+    let record = store.read(id)?;
+    match (record.status(), record.monitor) {
+        // As runc: the cgroup of a container that has stopped is empty, and emptying it is no error.
+        (Status::Stopped, _) if all => return Ok(()),
+        (Status::Stopped, _) | (_, None) => return Err(Error::NotRunning),
+        _ => {}
+    }
+    let result = agent(&record, config).and_then(|agent| Ok(agent.signal_process(id, "", signal, all)?));
+    match result {
+        // A guest that does not answer is ended from outside.
+        Err(error) if signal == Signal::SIGKILL as i32 && is_gone(&error) => {
+            end_processes(&record, Duration::ZERO)
+        }
+        other => other,
+    }
+}
+
+fn is_gone(error: &Error) -> bool {
+    matches!(error, Error::Agent(error) if !matches!(error, crate::agent::Error::Refused(_)))
+}
+
+/// Removes a stopped container; with `force` one in any state, and also one that is not there.
+///
+/// # Errors
+/// [`Error::NotStopped`] without `force`; [`record::Error::Missing`] without `force`; else what the system says.
+pub fn delete(store: &Store, config: &Config, id: &str, force: bool) -> Result<(), Error> {
+    let record = match store.read(id) {
+        Ok(record) => record,
+        Err(record::Error::Missing(_)) if force => return Ok(()),
+        // What cannot be read cannot be ended in order, but it can be removed.
+        Err(record::Error::Damaged { path, reason }) if force => {
+            tracing::warn!("the state record {} is damaged ({reason}); removing it", path.display());
+            return Ok(store.lock(id)?.remove()?);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    match record.status() {
+        Status::Stopped => {}
+        // As runc: a container that never ran needs no force.
+        Status::Created => end(&record, config)?,
+        _ if force => end(&record, config)?,
+        status => return Err(Error::NotStopped { id: id.into(), status }),
+    }
+    // The monitor's last acts may still be under way, or it was killed and left its helpers to the kernel.
+    end_processes(&record, GRACE)?;
+    let state = store.lock(id)?;
+    let record = state.read().unwrap_or(record);
+    let view = StateView::for_hook(&record, Status::Stopped);
+    state.remove()?;
+    if let Err(error) = hooks::run(Moment::Poststop, &record.hooks, &view) {
+        tracing::warn!("{error}");
+    }
+    Ok(())
+}
+
+/// Ends a container's process with SIGKILL and gives its monitor time to end the sandbox in order.
+fn end(record: &Record, config: &Config) -> Result<(), Error> {
+    let quick = Config { agent: crate::config::Agent { timeout_ms: 2000 }, ..config.clone() };
+    let killed = agent(record, &quick)
+        .and_then(|agent| Ok(agent.signal_process(&record.id, "", Signal::SIGKILL as i32, false)?));
+    match killed {
+        Ok(()) => end_processes(record, GRACE),
+        Err(error) => {
+            tracing::debug!("the guest of {} does not answer: {error}", record.id);
+            end_processes(record, Duration::ZERO)
+        }
+    }
+}
+
+/// Waits for the sandbox's processes to end, and kills what has not after `grace`.
+fn end_processes(record: &Record, grace: Duration) -> Result<(), Error> {
+    let vm = record.vm.as_ref().map(|vm| ProcessId { pid: vm.pid, start_time: vm.start_time });
+    let deadline = Instant::now() + grace;
+    // The monitor first: its death is the others'.
+    for process in [record.monitor, vm, record.fsd].into_iter().flatten() {
+        let Some(handle) = process.open().map_err(super::system("open a process"))? else { continue };
+        if !ends_by(&handle, deadline)? {
+            let _ = pidfd::kill(handle.as_fd(), Signal::SIGKILL);
+            ends_by(&handle, Instant::now() + GRACE)?;
+        }
+    }
+    Ok(())
+}
+
+fn ends_by(process: &OwnedFd, deadline: Instant) -> Result<bool, Error> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], timeout) {
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(super::system("wait for a process")(error.into())),
+            Ok(count) => return Ok(count > 0),
+        }
+    }
+}
+
+/// # Errors
+/// [`Error::NotRunning`] unless it runs; else what the agent says.
+pub fn pause(store: &Store, config: &Config, id: &str) -> Result<(), Error> {
+    change(store, config, id, Status::Running, Status::Paused, |agent| agent.pause_container(id))
+}
+
+/// # Errors
+/// [`Error::NotPaused`] unless it is paused; else what the agent says.
+pub fn resume(store: &Store, config: &Config, id: &str) -> Result<(), Error> {
+    change(store, config, id, Status::Paused, Status::Running, |agent| agent.resume_container(id))
+}
+
+fn change(
+    store: &Store,
+    config: &Config,
+    id: &str,
+    from: Status,
+    to: Status,
+    call: impl FnOnce(&Agent) -> Result<(), crate::agent::Error>,
+) -> Result<(), Error> {
+    let state: State = store.lock(id)?;
+    let mut record = state.read()?;
+    match (record.status(), from) {
+        (now, _) if now == from => {}
+        (_, Status::Paused) => return Err(Error::NotPaused),
+        _ => return Err(Error::NotRunning),
+    }
+    call(&agent(&record, config)?)?;
+    record.status = to;
+    Ok(state.write(&record)?)
+}
+
+/// Changes the container's limits in the guest.
+///
+/// # Errors
+/// [`Error::NotRunning`] when it has stopped; else what the agent says.
+pub fn update(store: &Store, config: &Config, id: &str, resources: &LinuxResources) -> Result<(), Error> {
+    let text = serde_json::to_vec(resources).expect("resources have only string keys");
+    Ok(live(store, config, id)?.update_container(id, text)?)
+}
+
+/// The container's processes, as the guest tells them.
+///
+/// # Errors
+/// [`Error::NotRunning`] when it has stopped; else what the agent says.
+pub fn processes(store: &Store, config: &Config, id: &str) -> Result<Vec<ProcessInfo>, Error> {
+    Ok(live(store, config, id)?.list_processes(id)?)
+}
+
+/// What the container has used, as the guest's cgroup tells it.
+///
+/// # Errors
+/// [`Error::NotRunning`] when it has stopped; else what the agent says.
+pub fn stats(store: &Store, config: &Config, id: &str) -> Result<HashMap<String, String>, Error> {
+    Ok(live(store, config, id)?.container_stats(id)?)
+}
+
+/// Waits for news of the guest's out-of-memory killer; `seen` is what was known before.
+///
+/// # Errors
+/// [`Error::NotRunning`] when it has stopped; else what the agent says.
+pub fn watch_oom(store: &Store, config: &Config, id: &str, seen: u64) -> Result<OomWatch, Error> {
+    Ok(live(store, config, id)?.watch_oom(id, seen)?)
+}
+
+fn live(store: &Store, config: &Config, id: &str) -> Result<Agent, Error> {
+    let record = store.read(id)?;
+    match record.status() {
+        Status::Stopped | Status::Creating => Err(Error::NotRunning),
+        Status::Created | Status::Running | Status::Paused => agent(&record, config),
+    }
+}
+
+/// All containers, by ID. One whose record cannot be read is logged and left out.
+///
+/// # Errors
+/// The root cannot be listed.
+pub fn list(store: &Store) -> Result<Vec<StateView>, Error> {
+    let mut views = Vec::new();
+    for id in store.ids()? {
+        match store.read(&id) {
+            Ok(record) => views.push(StateView::of(&record)),
+            // Deleted meanwhile.
+            Err(record::Error::Missing(_)) => {}
+            Err(error) => tracing::warn!("{error}"),
+        }
+    }
+    Ok(views)
+}

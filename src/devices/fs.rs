@@ -1,0 +1,174 @@
+//! virtio-fs, virtio 1.2 §5.11, served by another process over vhost-user: here is its front end only.
+//!
+//! Until the driver is ready nothing is asked of the server, so that the guest can boot while it still starts; what the
+//! device says of itself until then is agreed by both being rt. From DRIVER_OK on the server has guest memory and the queues, kicks reach it
+//! and its interrupts reach the guest without the VMM. The VMM notices only its end, which is the VM's end too: requests
+//! under way would wait for ever.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::QueueT;
+use vm_memory::{Address, GuestAddress, GuestMemory, GuestMemoryRegion};
+
+use super::{ActivationContext, ActiveQueue, Error, Events, Memory, VirtioDevice, Watch};
+
+/// struct virtio_fs_config's tag, §5.11.4.
+pub const MAX_TAG: usize = 36;
+/// hiprio, and one request queue: virtiofsd serves no more. Linux bounds a request's pages by the queue's size, and FUSE by 256.
+const QUEUE_SIZES: [u16; 2] = [128, 512];
+const REQUEST_QUEUES: u32 = 1;
+
+/// The front end.
+pub struct Fs {
+    config: [u8; MAX_TAG + 4],
+    server: Frontend,
+    negotiated: bool,
+    /// Queues that the server works on.
+    active: Vec<usize>,
+    _hangup: Watch,
+}
+
+impl Fs {
+    /// `socket` leads to the server. `tag` is what the guest mounts.
+    ///
+    /// # Errors
+    /// [`Error::Host`]; also for a tag that is empty or longer than [`MAX_TAG`].
+    pub fn new(tag: &str, socket: UnixStream, events: &Events) -> Result<Self, Error> {
+        if tag.is_empty() || tag.len() > MAX_TAG {
+            return Err(Error::host("use this virtio-fs tag")(io::ErrorKind::InvalidInput.into()));
+        }
+        let mut config = [0; MAX_TAG + 4];
+        config[..tag.len()].copy_from_slice(tag.as_bytes());
+        config[MAX_TAG..].copy_from_slice(&REQUEST_QUEUES.to_le_bytes());
+        let hangup = events.watch_hangup(&socket, 0)?;
+        let server = Frontend::from_stream(socket, QUEUE_SIZES.len() as u64);
+        Ok(Self { config, server, negotiated: false, active: Vec::new(), _hangup: hangup })
+    }
+
+    /// Once for the life of the connection. Messages are not acknowledged: a server that dislikes one closes the
+    /// connection, which is noticed.
+    fn negotiate(&mut self) -> Result<(), Error> {
+        if self.negotiated {
+            return Ok(());
+        }
+        let server = &mut self.server;
+        server.set_owner().map_err(failed("session"))?;
+        let offered = server.get_features().map_err(failed("features"))?;
+        let wanted = self.features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        if offered & wanted != wanted {
+            let missing = io::Error::other(format!("it lacks {:#x}", wanted & !offered));
+            return Err(Error::host("use the file server's features")(missing));
+        }
+        let server = &mut self.server;
+        server.get_protocol_features().map_err(failed("protocol features"))?;
+        server.set_protocol_features(VhostUserProtocolFeatures::MQ).map_err(failed("protocol features"))?;
+        self.negotiated = true;
+        Ok(())
+    }
+
+    fn start_queue(
+        &self,
+        index: usize,
+        active: &ActiveQueue,
+        context: &ActivationContext,
+    ) -> Result<(), Error> {
+        let queue = &active.queue;
+        let addresses = VringConfigData {
+            queue_max_size: queue.max_size(),
+            queue_size: queue.size(),
+            flags: 0,
+            desc_table_addr: host_address(&context.memory, queue.desc_table())?,
+            used_ring_addr: host_address(&context.memory, queue.used_ring())?,
+            avail_ring_addr: host_address(&context.memory, queue.avail_ring())?,
+            log_addr: None,
+        };
+        let server = &self.server;
+        server
+            .set_vring_num(index, queue.size())
+            .and_then(|()| server.set_vring_addr(index, &addresses))
+            .and_then(|()| server.set_vring_base(index, 0))
+            .and_then(|()| server.set_vring_call(index, &context.interrupt.0))
+            .and_then(|()| server.set_vring_kick(index, &active.kick))
+            .and_then(|()| server.clone().set_vring_enable(index, true))
+            .map_err(failed("queue"))
+    }
+}
+
+impl VirtioDevice for Fs {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_FS
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn activate(&mut self, context: ActivationContext) -> Result<(), Error> {
+        self.negotiate()?;
+        let features = context.features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        self.server.set_features(features).map_err(failed("features"))?;
+        self.server.set_mem_table(&regions(&context.memory)?).map_err(failed("memory"))?;
+        for (index, queue) in context.queues.iter().enumerate() {
+            if queue.queue.ready() {
+                self.start_queue(index, queue, &context)?;
+                self.active.push(index);
+            }
+        }
+        Ok(())
+    }
+
+    fn process(&mut self, _source: u32) -> Result<(), Error> {
+        Err(Error::FileServerGone)
+    }
+
+    fn reset(&mut self) {
+        for index in std::mem::take(&mut self.active) {
+            // The reply to the second comes when the server has let go of the queue. Should it have ended, that is noticed elsewhere.
+            let _ = self.server.set_vring_enable(index, false);
+            let _ = self.server.get_vring_base(index);
+        }
+    }
+}
+
+/// Where the VMM has `address` mapped, by which vhost-user names places in memory.
+fn host_address(memory: &Memory, address: u64) -> Result<u64, Error> {
+    let pointer = memory.get_host_address(GuestAddress(address));
+    pointer.map(|pointer| pointer as u64).map_err(|_| virtio_queue::Error::FindMemoryRegion.into())
+}
+
+fn regions(memory: &Memory) -> Result<Vec<VhostUserMemoryRegionInfo>, Error> {
+    memory
+        .iter()
+        .map(|region| {
+            let no_file = || Error::host("share guest memory")(io::ErrorKind::Unsupported.into());
+            let file = region.file_offset().ok_or_else(no_file)?;
+            Ok(VhostUserMemoryRegionInfo {
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+                mmap_offset: file.start(),
+                mmap_handle: file.file().as_raw_fd(),
+            })
+        })
+        .collect()
+}
+
+fn failed(what: &'static str) -> impl FnOnce(vhost::Error) -> Error {
+    move |source| Error::FileServer { what, source }
+}

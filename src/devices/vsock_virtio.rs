@@ -1,0 +1,85 @@
+//! virtio-vsock over rt's own transport: connects [`VsockDevice`] with queues, kicks and the I/O thread.
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
+
+use super::vsock::{self, QUEUE_SIZES, VsockDevice};
+use super::{ActivationContext, Error, VirtioDevice, Watch};
+
+const RX: usize = 0;
+const TX: usize = 1;
+const EVENT: usize = 2;
+/// Source of the host's sockets; those of the queues are their indexes.
+const HOST: usize = 3;
+
+/// The device.
+pub struct VsockVirtio {
+    device: VsockDevice,
+    config: [u8; 8],
+    active: Option<(ActivationContext, Vec<Watch>)>,
+}
+
+impl VsockVirtio {
+    pub fn new(device: VsockDevice) -> Self {
+        let config = device.config();
+        Self { device, config, active: None }
+    }
+}
+
+impl VirtioDevice for VsockVirtio {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_VSOCK
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        VsockDevice::features()
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn activate(&mut self, context: ActivationContext) -> Result<(), Error> {
+        let mut watches = vec![context.events.watch(self.device.epoll_fd(), HOST as u32)?];
+        for (index, queue) in context.queues.iter().enumerate() {
+            watches.push(context.events.watch(queue.kick_fd(), index as u32)?);
+        }
+        self.active = Some((context, watches));
+        Ok(())
+    }
+
+    fn process(&mut self, source: u32) -> Result<(), Error> {
+        let Some((context, _)) = &mut self.active else { return Ok(()) };
+        let source = source as usize;
+        if let Some(queue) = context.queues.get(source) {
+            queue.drain_kick();
+        }
+        let memory = &context.memory;
+        let mut used = false;
+        match source {
+            TX => used |= self.device.process_tx(memory, &mut context.queues[TX].queue)?,
+            EVENT => used |= self.device.process_event(memory, &mut context.queues[EVENT].queue)?,
+            HOST => self.device.process_host_events()?,
+            _ => {}
+        }
+        used |= self.device.process_rx(memory, &mut context.queues[RX].queue)?;
+        if used { context.interrupt.trigger() } else { Ok(()) }
+    }
+
+    fn reset(&mut self) {
+        self.active = None;
+        self.device.reset();
+    }
+}
+
+impl From<vsock::Error> for Error {
+    fn from(error: vsock::Error) -> Self {
+        match error {
+            vsock::Error::Queue(error) => Self::Driver(error),
+            vsock::Error::Watch(source) => Self::Host { what: "watch the sockets of vsock", source },
+        }
+    }
+}

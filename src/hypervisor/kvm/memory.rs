@@ -1,0 +1,128 @@
+//! Guest memory and the guest's physical address space.
+//!
+//! ```text
+//!   0            boot structures (below 640 KiB), ACPI tables (from 0xe_0000), the kernel (where it was linked to)
+//!   ...3 GiB     low memory; the initramfs lies at its end
+//!   3...4 GiB    no memory: device registers, I/O APIC, local APICs
+//!   4 GiB...     high memory
+//! ```
+//!
+//! All of it is one memfd, mapped shared, since the file server works in it, too.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use vm_memory::mmap::FromRangesError;
+use vm_memory::{Address, FileOffset, GuestAddress, GuestMemory, GuestMemoryRegion};
+
+use super::Error;
+use crate::devices::{Memory, mmio};
+
+/// The virtual machine's information for the kernel, as PVH calls it.
+pub const START_INFO: GuestAddress = GuestAddress(0x6000);
+pub const MODULE_LIST: GuestAddress = GuestAddress(0x6040);
+pub const MEMORY_MAP: GuestAddress = GuestAddress(0x7000);
+/// The kernel copies 2 KiB at most.
+pub const COMMAND_LINE: GuestAddress = GuestAddress(0x2_0000);
+pub const COMMAND_LINE_MAX: usize = 2047;
+/// End of what a PC has below its video memory and firmware.
+pub const BASE_END: u64 = 0xa_0000;
+/// To 1 MiB; not memory as far as the kernel is told.
+pub const ACPI: GuestAddress = GuestAddress(0xe_0000);
+pub const ACPI_MAX: u64 = KERNEL - 0xe_0000;
+/// No kernel starts below.
+pub const KERNEL: u64 = 0x10_0000;
+
+/// First address without memory, and the first with memory again.
+pub const GAP: u64 = 3 << 30;
+pub const GAP_END: u64 = 4 << 30;
+
+/// Registers of device number 0; the others follow.
+pub const DEVICES: u64 = 0xd000_0000;
+/// Interrupt line of device number 0. The I/O APIC has 24, and the first 16 have had other meanings.
+pub const FIRST_GSI: u32 = 16;
+/// So many devices have an interrupt line of their own.
+pub const MAX_DEVICES: usize = 8;
+pub const IO_APIC: u32 = 0xfec0_0000;
+pub const LOCAL_APIC: u32 = 0xfee0_0000;
+/// Three pages that KVM needs on Intel processors.
+pub const TSS: usize = 0xfffb_d000;
+
+/// Device number `index`'s registers.
+pub const fn registers(index: usize) -> u64 {
+    DEVICES + index as u64 * mmio::SIZE
+}
+
+/// Where RAM is in the guest: start and length, ascending.
+pub fn ranges(memory_mib: u32) -> Vec<(u64, u64)> {
+    let bytes = u64::from(memory_mib) << 20;
+    let low = bytes.min(GAP);
+    let mut ranges = vec![(0, low)];
+    if bytes > low {
+        ranges.push((GAP_END, bytes - low));
+    }
+    ranges
+}
+
+/// Makes memory. No page of it exists before someone writes to it.
+pub fn allocate(memory_mib: u32) -> Result<(Memory, Arc<File>), Error> {
+    let file = memfd_create(c"guest memory", MFdFlags::MFD_CLOEXEC)
+        .map_err(|errno| Error::host("make guest memory")(errno.into()))?;
+    let file = Arc::new(File::from(file));
+    file.set_len(u64::from(memory_mib) << 20).map_err(Error::host("size guest memory"))?;
+    let mut offset = 0;
+    let ranges = ranges(memory_mib).into_iter().map(|(start, len)| {
+        let part = FileOffset::from_arc(Arc::clone(&file), offset);
+        offset += len;
+        (GuestAddress(start), len as usize, Some(part))
+    });
+    let memory = Memory::from_ranges_with_files(ranges).map_err(|error| {
+        let source = match error {
+            FromRangesError::MmapRegion(vm_memory::mmap::MmapRegionError::Mmap(source)) => source,
+            other => std::io::Error::other(other),
+        };
+        Error::host("map guest memory")(source)
+    })?;
+    Ok((memory, file))
+}
+
+/// Gives the memory to a VM.
+pub fn register(vm: &VmFd, memory: &Memory) -> Result<(), Error> {
+    for (slot, region) in memory.iter().enumerate() {
+        let region = kvm_userspace_memory_region {
+            slot: slot as u32,
+            flags: 0,
+            guest_phys_addr: region.start_addr().raw_value(),
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the mapping stays: main holds `memory` until the process ends, and the VM ends no later.
+        unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("give the VM its memory"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_leaves_room_for_devices_below_4_gib() {
+        assert_eq!(ranges(128), [(0, 128 << 20)]);
+        assert_eq!(ranges(3072), [(0, GAP)]);
+        assert_eq!(ranges(3073), [(0, GAP), (GAP_END, 1 << 20)]);
+        assert_eq!(ranges(65_536), [(0, GAP), (GAP_END, 61 << 30)]);
+    }
+
+    #[test]
+    fn the_largest_guest_is_one_file() {
+        let (memory, file) = allocate(65_536).expect("address space and no memory");
+        assert_eq!(file.metadata().expect("a file").len(), 64 << 30);
+        let high = memory.find_region(GuestAddress(GAP_END)).expect("high memory");
+        assert_eq!(high.file_offset().map(FileOffset::start), Some(GAP));
+        assert!(memory.find_region(GuestAddress(GAP)).is_none());
+    }
+}

@@ -1,0 +1,97 @@
+#!/bin/bash
+# Runs tests and says at the end how many passed and failed, alone on the last line.
+#
+#   all.sh                everything
+#   all.sh integration    the integration tests here and in the KVM machine
+#   all.sh here|kvm [FILTER]    in one place, those whose names contain FILTER
+#   all.sh bench          measurements
+#
+# "Here" is this machine with software emulation: where its KVM works, the tests run with that and once more with
+# /dev/kvm hidden. A stage without a single test has failed.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+logs=$PWD/target/test
+mkdir -p "$logs"
+rm -f "$logs"/*.log
+export RT_BIN=$PWD/target/release/rt
+failed_stages=()
+as_root=(); [ "$(id -u)" = 0 ] || as_root=(sudo -E)
+
+# stage NAME COMMAND...: its output goes to a log, too.
+stage() {
+  local name=$1 start=$SECONDS status; shift
+  echo "== $name: $*"
+  "$@" 2>&1 | tee "$logs/$name.log"
+  status=${PIPESTATUS[0]}
+  echo "== $name: $([ "$status" -eq 0 ] && echo ok || echo "failed with $status"), $((SECONDS - start)) s"
+  [ "$status" -eq 0 ] || failed_stages+=("$name")
+  return "$status"
+}
+
+make() { command make --no-print-directory "$@"; }
+program() { cat "$logs/program"; }
+
+# Whether rt's own VMM can run a guest with this machine's KVM: rt is asked, not the device file.
+kvm_works() {
+  make -s bundle >/dev/null && "${as_root[@]}" "$RT_BIN" --hypervisor kvm run -b target/bundle 2>&1 >/dev/null </dev/null | tee "$logs/kvm.txt" >&2
+  [ "${PIPESTATUS[0]}" -eq 0 ] && [ ! -s "$logs/kvm.txt" ]
+}
+
+here() {
+  local hidden='mount --make-rprivate / && { [ ! -e /dev/kvm ] || mount --bind /dev/null /dev/kvm; } && exec "$@"'
+  echo "== is there a KVM here that runs a guest?"
+  if kvm_works; then
+    stage here-kvm env RT_TEST_PLACE=kvm "${as_root[@]}" "$(program)" --test-threads 2 "$@"
+    stage here-emulated env RT_TEST_PLACE=emulation "${as_root[@]}" unshare -m sh -c "$hidden" sh "$(program)" --test-threads 2 "$@"
+  else
+    echo "== no: software emulation"
+    stage here env RT_TEST_PLACE=emulation "${as_root[@]}" "$(program)" --test-threads 2 "$@"
+  fi
+}
+
+kvm() {
+  local command
+  command=$(printf '%q ' "$(program)" --test-threads 1 "$@")
+  stage kvm-machine env RT_TEST_PLACE=kvm RT_TEST_PATIENCE=4 KVM_MACHINE_ENV="RT_BIN RT_TEST_PLACE RT_TEST_PATIENCE" \
+    "${as_root[@]}" tests/integration/kvm-machine.sh "$command"
+}
+
+bench() {
+  stage bench-here "${as_root[@]}" "$(program)" --ignored --nocapture --test-threads 1 bench::
+  stage bench-kvm-machine env RT_TEST_PLACE=kvm RT_TEST_PATIENCE=4 KVM_MACHINE_OUT="$logs/kvm-machine" \
+    KVM_MACHINE_ENV="RT_BIN RT_TEST_PLACE RT_TEST_PATIENCE" \
+    "${as_root[@]}" tests/integration/kvm-machine.sh "$(printf '%q ' "$(program)" --ignored --nocapture --test-threads 1 bench::)"
+}
+
+# Adds libtest's closing lines up. A stage that failed, or should have run tests and ran none, counts as one more.
+summary() {
+  local passed=0 failed=0 ignored=0 p f i log name
+  for log in "$logs"/*.log; do
+    read -r p f i < <(sed -nE 's/.*test result: .* ([0-9]+) passed; ([0-9]+) failed; ([0-9]+) ignored.*/\1 \2 \3/p' "$log" |
+      awk '{ p += $1; f += $2; i += $3 } END { print p + 0, f + 0, i + 0 }')
+    name=$(basename "$log" .log)
+    case $name in
+      unit | here* | kvm-machine) [ $((p + f)) -gt 0 ] || { echo "== $name ran no test"; f=1; } ;;
+    esac
+    [[ " ${failed_stages[*]-} " != *" $name "* ]] || [ "$f" -gt 0 ] || f=1
+    passed=$((passed + p)) failed=$((failed + f)) ignored=$((ignored + i))
+  done
+  grep -hE '^skipped: ' "$logs"/*.log 2>/dev/null | sort | uniq -c || true
+  [ ${#failed_stages[@]} -eq 0 ] || echo "== failed: ${failed_stages[*]}"
+  [ $((passed + failed)) -gt 0 ] || { echo "== no test ran"; failed=1; }
+  echo "$passed passed, $failed failed"
+  [ "$failed" -eq 0 ]
+}
+
+case ${1:-} in
+  '')
+    stage lint make lint
+    stage unit make unit-test
+    stage build make integration && { here; kvm; }
+    ;;
+  integration) stage build make integration && { here; kvm; } ;;
+  here | kvm) place=$1; shift; stage build make integration && "$place" "$@" ;;
+  bench) bench; exit $((${#failed_stages[@]} > 0)) ;;
+  *) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 2 ;;
+esac
+summary

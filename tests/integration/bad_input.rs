@@ -1,0 +1,274 @@
+//! Whatever is wrong with what rt is given: one clear line, exit code 1, nothing left.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::json;
+
+use crate::shell::{Bundle, Place, guest_file, host, place, rt_binary, skipped};
+
+#[test]
+fn the_bundle_is_missing() {
+    let bundle = Bundle::new();
+    let missing = bundle.path("nowhere");
+    bundle.call().bundle(Some(&missing)).end().fails(&["nowhere", "No such file or directory"]);
+    let file = bundle.file("file", "");
+    bundle.call().bundle(Some(&file)).end().fails(&["file"]);
+}
+
+#[test]
+fn the_configuration_is_missing() {
+    let bundle = Bundle::new();
+    let call = bundle.call();
+    fs::remove_file(bundle.path("config.json")).unwrap();
+    call.end().fails(&["JSON specification file config.json not found"]);
+}
+
+#[test]
+fn the_configuration_is_no_json() {
+    let bundle = Bundle::new();
+    for text in ["", "{", "[]", "\"text\"", "{\"ociVersion\": 1}", "\0\u{1}", "{}"] {
+        let call = bundle.call();
+        bundle.file("config.json", text);
+        call.end().fails(&["config.json"]);
+    }
+}
+
+#[test]
+fn the_version_is_unknown() {
+    let mut bundle = Bundle::new();
+    for version in ["2.0.0", "0.9.0", "", "latest"] {
+        bundle.config["ociVersion"] = json!(version);
+        bundle.call().end().fails(&["config.json", "ociVersion"]);
+    }
+}
+
+#[test]
+fn a_field_is_missing_or_wrong() {
+    let changes: [(&str, &[&str]); 5] = [
+        ("/process", &["process"]),
+        ("/process/args", &["process.args"]),
+        ("/root", &["root"]),
+        ("/root/path", &["config.json"]),
+        ("/process/cwd", &["config.json"]),
+    ];
+    for (pointer, words) in changes {
+        let mut bundle = Bundle::new();
+        let (parent, name) = pointer.rsplit_once('/').unwrap();
+        bundle.config.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(name);
+        bundle.call().end().fails(words);
+    }
+    let mut bundle = Bundle::new();
+    bundle.config["process"]["args"] = json!([]);
+    bundle.call().end().fails(&["process.args"]);
+    bundle.args(&["/bin/true"]).config["process"]["cwd"] = json!("relative");
+    bundle.call().end().fails(&["process.cwd"]);
+}
+
+#[test]
+fn the_root_file_system_is_missing() {
+    let mut bundle = Bundle::new();
+    bundle.config["root"]["path"] = json!("gone");
+    bundle.call().end().fails(&["rootfs", "gone", "does not exist"]);
+    bundle.config["root"]["path"] = json!("config.json");
+    bundle.call().end().fails(&["config.json", "not a directory"]);
+}
+
+#[test]
+fn the_program_is_missing() {
+    let mut bundle = Bundle::new();
+    bundle.run(&["/no/such/program"]).fails(&["/no/such/program", "no such file or directory"]);
+    bundle.run(&["nosuchprogram"]).fails(&["nosuchprogram", "executable file not found in $PATH"]);
+}
+
+#[test]
+fn the_program_cannot_be_run() {
+    let mut bundle = Bundle::new();
+    fs::write(bundle.rootfs("tmp/data"), "data").unwrap();
+    bundle.run(&["/tmp/data"]).fails(&["/tmp/data", "permission denied"]);
+    bundle.run(&["/tmp"]).code(1).stdout("");
+    fs::set_permissions(bundle.rootfs("tmp/data"), fs::Permissions::from_mode(0o755)).unwrap();
+    bundle.run(&["/tmp/data"]).code(1).stdout("");
+}
+
+#[test]
+fn the_working_directory_is_no_directory() {
+    let mut bundle = Bundle::new();
+    bundle.config["process"]["cwd"] = json!("/etc/passwd");
+    let ended = bundle.run(&["/bin/true"]);
+    ended.code(1).stdout("");
+}
+
+#[test]
+fn kernel_and_initramfs_are_missing() {
+    let mut bundle = Bundle::new();
+    let (kernel, initramfs) = (guest_file("quick", "vmlinux"), guest_file("quick", "initramfs.cpio"));
+    let missing = bundle.path("nothing");
+    bundle.settings = settings(&missing, &initramfs);
+    bundle.call().end().fails(&["kernel", "nothing", "No such file or directory"]);
+    bundle.settings = settings(&kernel, &missing);
+    bundle.call().end().fails(&["initramfs", "nothing", "No such file or directory"]);
+    bundle.settings = format!("[hypervisor]\nkernel = {kernel:?}\n");
+    bundle.call().end().fails(&["hypervisor.kernel", "hypervisor.initramfs"]);
+}
+
+fn settings(kernel: &std::path::Path, initramfs: &std::path::Path) -> String {
+    format!("[agent]\ntimeout_ms = 8000\n[hypervisor]\nkernel = {kernel:?}\ninitramfs = {initramfs:?}\n")
+}
+
+#[test]
+fn without_any_guest_the_places_are_named() {
+    let bundle = Bundle::new();
+    let alone = bundle.path("alone");
+    fs::create_dir(&alone).unwrap();
+    fs::copy(rt_binary(), alone.join("rt")).unwrap();
+    let script = format!("shift; exec {}/rt \"$@\"", alone.display());
+    bundle.call().through(&script).end().fails(&["no guest kernel", "alone/guest", "make build"]);
+}
+
+#[test]
+fn the_kernel_is_damaged() {
+    let mut bundle = Bundle::new();
+    let (kernel, initramfs) = (guest_file("tuned", "vmlinux"), guest_file("tuned", "initramfs.cpio"));
+    let whole = fs::read(kernel).unwrap();
+    let mut no_note = whole[..4096].to_vec();
+    no_note.resize(1 << 20, 0);
+    let damaged: [(&str, &[u8]); 5] = [
+        ("empty", b""),
+        ("text", b"#!/bin/sh\nexit 0\n"),
+        ("noise", &[0x5a; 100_000]),
+        ("half", &whole[..whole.len() / 2]),
+        ("header", &no_note),
+    ];
+    for (name, bytes) in damaged {
+        let path = bundle.file(&format!("kernel-{name}"), bytes);
+        bundle.settings = settings(&path, &initramfs);
+        bundle.call().end().fails(&["kernel", &format!("kernel-{name}")]);
+    }
+}
+
+#[test]
+fn the_initramfs_is_damaged() {
+    let mut bundle = Bundle::new();
+    let (kernel, initramfs) = (guest_file("tuned", "vmlinux"), guest_file("tuned", "initramfs.cpio"));
+    let whole = fs::read(initramfs).unwrap();
+    for (name, bytes) in [("noise", &[0x5a; 100_000][..]), ("half", &whole[..whole.len() / 2])] {
+        let path = bundle.file(&format!("initramfs-{name}"), bytes);
+        bundle.settings = settings(&kernel, &path);
+        // The guest's kernel finds it out, so its last words are part of the line.
+        let ended = bundle.call().end();
+        ended.code(1).stdout("");
+        let text = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert!(
+            text.starts_with("rt run failed: ") && text.contains("virtual machine") && text.contains("panic"),
+            "{ended}"
+        );
+    }
+    let path = bundle.file("initramfs-empty", "");
+    bundle.settings = settings(&kernel, &path);
+    bundle.call().end().code(1).stdout("");
+}
+
+/// Its init is a busybox that waits for a user.
+#[test]
+fn the_guest_never_answers() {
+    let mut bundle = Bundle::new();
+    host(&format!(
+        "cd {}; mkdir -p silent/dev; cp rootfs/bin/busybox silent/init; cd silent; find . | cpio -o -H newc --quiet >../silent.cpio",
+        bundle.dir().display()
+    ));
+    let (kernel, initramfs) = (guest_file("tuned", "vmlinux"), bundle.path("silent.cpio"));
+    bundle.settings = settings(&kernel, &initramfs).replace("8000", "2000");
+    let started = std::time::Instant::now();
+    bundle.call().end().fails(&["agent", "did not answer"]);
+    assert!(started.elapsed() >= std::time::Duration::from_secs(2), "it was not waited for");
+}
+
+#[test]
+fn qemu_is_missing() {
+    let mut bundle = Bundle::new();
+    let call = bundle.call().global(&["--hypervisor", "qemu"]);
+    call.env("PATH", "/nonexistent").end().fails(&["qemu-system-x86_64", "apt-get install"]);
+    bundle.settings = "[hypervisor]\nqemu = '/no/such/qemu'\n".into();
+    bundle.call().global(&["--hypervisor", "qemu"]).end().fails(&["/no/such/qemu"]);
+    bundle.settings.clear();
+    if place() == Place::Emulation {
+        let auto = bundle.call().env("PATH", "/nonexistent").end();
+        auto.fails(&["qemu-system-x86_64"]);
+    }
+}
+
+#[test]
+fn kvm_is_refused() {
+    if !std::path::Path::new("/dev/kvm").exists() {
+        return skipped("bad_input::kvm_is_refused", "there is no /dev/kvm");
+    }
+    let bundle = Bundle::new();
+    // A copy that the other user can reach, wherever the tests' own lies.
+    let folder = bundle.path("bin");
+    fs::create_dir(&folder).unwrap();
+    fs::copy(rt_binary(), folder.join("rt")).unwrap();
+    host(&format!(
+        "chmod -R a+rX {0}; chmod 777 {0} {0}/tmp; cp -rs $(dirname {1})/guest {0}/bin/guest || true",
+        bundle.dir().display(),
+        rt_binary().display()
+    ));
+    let script = format!(
+        "shift; exec setpriv --reuid 65534 --regid 65534 --clear-groups {}/rt \"$@\"",
+        folder.display()
+    );
+    let call = bundle.call().no_log().global(&["--hypervisor", "kvm"]).through(&script);
+    let ended = call.end();
+    ended.code(1).stdout("");
+    let text = String::from_utf8_lossy(&ended.stderr).to_lowercase();
+    assert!(text.contains("/dev/kvm") && text.contains("permission denied"), "{ended}");
+}
+
+#[test]
+fn kvm_is_missing() {
+    let bundle = Bundle::new();
+    let script = "exec unshare -m sh -c 'mount --make-rprivate / && { [ ! -e /dev/kvm ] || mount --bind /dev/null /dev/kvm; } && exec \"$@\"' sh \"$@\"";
+    bundle.call().global(&["--hypervisor", "kvm"]).through(script).end().fails(&["/dev/kvm"]);
+    // What is asked for by nobody is done without.
+    bundle.call().through(script).end().code(0);
+}
+
+#[test]
+fn there_is_no_memory_for_the_guest() {
+    let mut bundle = Bundle::new();
+    bundle.settings = "[hypervisor]\nmemory_mib = 65536\n".into();
+    let ended = bundle.call().through("ulimit -v 4000000; exec \"$@\"").end();
+    ended.code(1).stdout("");
+    let text = String::from_utf8_lossy(&ended.stderr).to_lowercase();
+    assert!(text.contains("memory") && text.lines().count() == 1, "{ended}");
+}
+
+#[test]
+fn settings_are_checked() {
+    let mut bundle = Bundle::new();
+    for (text, words) in [
+        ("[hypervisor]\nvcpus = 0\n", &["hypervisor.vcpus", "rt.toml"][..]),
+        ("[hypervisor]\nmemory_mib = 1\n", &["hypervisor.memory_mib"]),
+        ("[hypervisor]\nmemory = 1\n", &["memory", "line 2"]),
+        ("no toml", &["rt.toml"]),
+    ] {
+        bundle.settings = text.into();
+        let ended = bundle.call().end();
+        ended.code(1).stdout("");
+        let text = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert!(words.iter().all(|word| text.contains(word)), "{ended}");
+    }
+}
+
+#[test]
+fn the_state_directory_cannot_be_made() {
+    let bundle = Bundle::new();
+    let file = bundle.file("file", "");
+    bundle.call().root(Some(&file.join("root"))).end().fails(&["file/root"]);
+}
+
+#[test]
+fn the_log_cannot_be_written() {
+    let bundle = Bundle::new();
+    bundle.call().no_log().global(&["--log", "/no/such/folder/log"]).end().fails(&["/no/such/folder/log"]);
+}

@@ -1,0 +1,107 @@
+//! What config.json's `process`, and the names around it, make of the process.
+
+use serde_json::json;
+
+use crate::shell::Bundle;
+
+#[test]
+fn arguments_and_environment_are_exact() {
+    let mut bundle = Bundle::new();
+    bundle
+        .run(&["/bin/printf", "<%s>\\n", "", "a b", "\"'\\", "$HOME *", "grüße\n"])
+        .code(0)
+        .stderr("")
+        .stdout("<>\n<a b>\n<\"'\\>\n<$HOME *>\n<grüße\n>\n");
+    bundle.config["process"]["env"] = json!(["PATH=/bin", "HOME=/h", "EMPTY=", "SPACED=a b=c"]);
+    bundle.run(&["/bin/env"]).says(&["PATH=/bin", "HOME=/h", "EMPTY=", "SPACED=a b=c"]);
+}
+
+#[test]
+fn the_program_is_searched_in_the_process_path() {
+    let mut bundle = Bundle::new();
+    bundle.run(&["echo", "found"]).says(&["found"]);
+}
+
+#[test]
+fn user_groups_umask_and_directory() {
+    let mut bundle = Bundle::new();
+    bundle.config["process"]["user"] =
+        json!({"uid": 1000, "gid": 1001, "additionalGids": [10, 20], "umask": 0o027});
+    bundle.config["process"]["cwd"] = json!("/tmp/work");
+    std::fs::create_dir(bundle.rootfs("tmp/work")).unwrap();
+    bundle.sh("id -u; id -g; id -G; umask; pwd; grep CapEff /proc/self/status").says(&[
+        "1000",
+        "1001",
+        "1001 10 20",
+        "0027",
+        "/tmp/work",
+        "CapEff:\t0000000000000000",
+    ]);
+}
+
+/// runc makes it.
+#[test]
+fn a_working_directory_that_is_missing_is_made() {
+    let mut bundle = Bundle::new();
+    bundle.config["process"]["cwd"] = json!("/deep/in/there");
+    bundle.run(&["/bin/pwd"]).says(&["/deep/in/there"]);
+}
+
+#[test]
+fn names_of_the_machine() {
+    let mut bundle = Bundle::new();
+    bundle.config["hostname"] = json!("a-name");
+    bundle.config["domainname"] = json!("example.org");
+    bundle.sh("hostname; cat /proc/sys/kernel/domainname").says(&["a-name", "example.org"]);
+}
+
+#[test]
+fn sysctls_are_set() {
+    let mut bundle = Bundle::new();
+    bundle.config["linux"]["sysctl"] = json!({"kernel.msgmax": "12345", "net.ipv4.ip_forward": "1"});
+    bundle.sh("cat /proc/sys/kernel/msgmax /proc/sys/net/ipv4/ip_forward").says(&["12345", "1"]);
+}
+
+#[test]
+fn resource_limits_are_set() {
+    let mut bundle = Bundle::new();
+    bundle.config["process"]["rlimits"] = json!([
+        {"type": "RLIMIT_NOFILE", "soft": 333, "hard": 4444},
+        {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+        {"type": "RLIMIT_NPROC", "soft": 55, "hard": 66},
+        {"type": "RLIMIT_STACK", "soft": 1048576, "hard": 2097152},
+    ]);
+    bundle
+        .sh("ulimit -n; ulimit -Hn; ulimit -c; awk '/Max processes|Max stack/ { print $3, $4, $5 }' /proc/self/limits")
+        .says(&["333", "4444", "0", "1048576 2097152 bytes", "55 66 processes"]);
+}
+
+/// Above what this host would let rt have: they are the guest's.
+#[test]
+fn resource_limits_may_exceed_the_hosts() {
+    let mut bundle = Bundle::new();
+    bundle.config["process"]["rlimits"] =
+        json!([{"type": "RLIMIT_NOFILE", "soft": 1000000, "hard": 1048576}]);
+    bundle.sh("ulimit -n; ulimit -Hn").says(&["1000000", "1048576"]);
+}
+
+#[test]
+fn oom_score_is_set() {
+    let mut bundle = Bundle::new();
+    for score in [500, -500, 0] {
+        bundle.config["process"]["oomScoreAdj"] = json!(score);
+        bundle.run(&["/bin/cat", "/proc/self/oom_score_adj"]).says(&[&score.to_string()]);
+    }
+}
+
+#[test]
+fn annotations_and_unknown_fields_do_no_harm() {
+    let mut bundle = Bundle::new();
+    bundle.config["annotations"] = json!({"io.kubernetes.cri-o.ContainerType": "container", "a": "b"});
+    bundle.config["x-unknown"] = json!({"deep": [1, 2]});
+    bundle.config["process"]["apparmorProfile"] = json!("docker-default");
+    bundle.config["process"]["selinuxLabel"] = json!("");
+    bundle.config["linux"]["cgroupsPath"] = json!("/kubepods/pod1/c1");
+    bundle.config["linux"]["mountLabel"] = json!("");
+    bundle.run(&["/bin/echo", "fine"]).says(&["fine"]);
+}
