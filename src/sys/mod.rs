@@ -3,5 +3,6 @@
 pub mod clock;
 pub mod credentials;
 pub mod fd;
+pub mod memory;
 pub mod mount;
 pub mod process;
