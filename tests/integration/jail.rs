@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vhost::VhostBackend;
 
 use rt::fsd::{self, Entry, Fsd, FsdSpec};
 use rt::jail::{self, Bind, Child, Device, Jail, Limits, Root, Spawn, System, User, enter};
@@ -30,7 +31,7 @@ fn main() -> ExitCode {
         Some("fsd") => return fsd::main(&arguments[2..]),
         _ => {}
     }
-    let checks: [(&str, fn()); 10] = [
+    let checks: [(&str, fn()); 11] = [
         ("a sealed process has nothing", a_sealed_process_has_nothing),
         ("a share holds its entries and nothing else", a_share_holds_its_entries_and_nothing_else),
         ("a system is read-only and has few devices", a_system_is_read_only_and_has_few_devices),
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         ("does not enter outside of new namespaces", does_not_enter_outside_of_new_namespaces),
         ("a file server has its share and file capabilities", a_file_server_has_its_share),
         ("a file server shows special files as copies", a_file_server_copies_special_files),
+        ("a file server answers vhost-user at once", a_file_server_answers),
         ("a file server ends with its client", a_file_server_ends_with_its_client),
         ("a file server says why it cannot start", a_file_server_says_why_it_cannot_start),
     ];
@@ -266,6 +268,19 @@ fn a_file_server_copies_special_files() {
         assert_eq!(of(&copy), of(&host), "{name}");
         assert_ne!((copy.dev(), copy.ino()), (host.dev(), host.ino()), "{name}");
     }
+}
+
+/// The client may speak before the server listens: nothing has to wait for [`Fsd::ready`].
+fn a_file_server_answers() {
+    let (socket, client) = fsd::socket().unwrap();
+    let entries = vec![Entry { name: "a".into(), source: "/etc".into(), readonly: true }];
+    let start = Instant::now();
+    let _server = fsd::launch(&FsdSpec { id: "test".into(), entries }, socket).unwrap();
+    let frontend = vhost::vhost_user::Frontend::from_stream(client.into(), 2);
+    let features = frontend.get_features().unwrap();
+    println!("jail: a file server answered after {:?}", start.elapsed());
+    // VIRTIO_F_VERSION_1, VHOST_USER_F_PROTOCOL_FEATURES
+    assert_eq!(features & (1 << 32 | 1 << 30), 1 << 32 | 1 << 30);
 }
 
 fn a_file_server_ends_with_its_client() {
