@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         Some("fsd") => return fsd::main(&arguments[2..]),
         _ => {}
     }
-    let checks: [(&str, fn()); 11] = [
+    let checks: [(&str, fn()); 12] = [
         ("a sealed process has nothing", a_sealed_process_has_nothing),
         ("a share holds its entries and nothing else", a_share_holds_its_entries_and_nothing_else),
         ("a system is read-only and has few devices", a_system_is_read_only_and_has_few_devices),
@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         ("a file server shows special files as copies", a_file_server_copies_special_files),
         ("a file server answers vhost-user at once", a_file_server_answers),
         ("a file server ends with its client", a_file_server_ends_with_its_client),
+        ("a file server ends on nonsense", a_file_server_ends_on_nonsense),
         ("a file server says why it cannot start", a_file_server_says_why_it_cannot_start),
     ];
     for (name, check) in checks {
@@ -291,6 +292,22 @@ fn a_file_server_ends_with_its_client() {
     assert_eq!(poll(&mut ended, limit).unwrap(), 1, "still there");
     let ending = server.end();
     assert_eq!((ending.status.as_str(), ending.log.as_str()), ("exit code 0", ""));
+}
+
+/// A VMM that a guest has taken over: an error that is logged, not a panic.
+fn a_file_server_ends_on_nonsense() {
+    for byte in [0, 1, 0x5a, 0xff] {
+        let (mut server, client) = serve(&[("a", Path::new("/etc"), true)]).unwrap();
+        let mut client = UnixStream::from(client);
+        // It may hang up before it has read all.
+        let _ = client.write_all(&[byte; 4096]);
+        drop(client);
+        let mut ended = [PollFd::new(server.pidfd(), PollFlags::POLLIN)];
+        let limit = PollTimeout::try_from(Duration::from_secs(20)).unwrap();
+        assert_eq!(poll(&mut ended, limit).unwrap(), 1, "still there after {byte:#x}");
+        let ending = server.end();
+        assert!(ending.status.starts_with("exit code"), "{byte:#x}: {ending:?}");
+    }
 }
 
 fn a_file_server_says_why_it_cannot_start() {
