@@ -18,6 +18,7 @@ mod containers;
 mod devices;
 mod executor;
 mod kmsg;
+mod limits;
 mod link;
 mod lookup;
 mod report;
