@@ -25,6 +25,7 @@ mod report;
 mod rootfs;
 mod runner;
 mod service;
+mod share;
 mod spec;
 mod stdio;
 mod streams;
