@@ -82,12 +82,14 @@ fn make(create: &Create, stdio: Vec<OwnedFd>, reader: &Reader, report: Report) -
     let path = bundle.join("config.json");
     let bytes = serde_json::to_vec(&spec).map_err(|error| format!("cannot write config.json: {error}"))?;
     fs::write(&path, bytes).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    kmsg::debug!("{}: spec and root file system prepared", create.container);
     set_network_sysctls(&aside)?;
     cgroup::create(&create.container)
         .map_err(|error| format!("cannot make the cgroup of {}: {error}", create.container))?;
     own(&stdio, aside.user);
 
-    let console = bundle.join("console");
+    // Not in the bundle: a socket's path holds no more than 107 bytes, an ID up to 255.
+    let console = PathBuf::from(format!("/run/rt/console-{}", create.sequence));
     let listener = match create.terminal {
         Some(_) => Some(
             UnixListener::bind(&console)
@@ -96,16 +98,20 @@ fn make(create: &Create, stdio: Vec<OwnedFd>, reader: &Reader, report: Report) -
         None => None,
     };
     let executor = GuestExecutor::new(report, aside.seccomp.take());
-    let pid = build(create, stdio, executor, &bundle, listener.is_some().then_some(console.as_path()))
+    let built = build(create, stdio, executor, &bundle, listener.is_some().then_some(console.as_path()));
+    let _ = fs::remove_file(&console);
+    let pid = built
         .map_err(|error| reader.best().unwrap_or_else(|| chain(&error)))
         .map_err(|message| spec::reword(&message, &spec))?;
     let master = match (listener, create.terminal) {
         (Some(listener), Some(size)) => Some(terminal(&listener, size, aside.user)?),
         _ => None,
     };
+    kmsg::debug!("{}: made by libcontainer", create.container);
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let rules = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
     devices::confine(&create.container, rules)?;
+    kmsg::debug!("{}: devices confined", create.container);
     if !rest.is_empty() {
         rootfs::finish(pid, &rest)?;
     }

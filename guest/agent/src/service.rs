@@ -10,7 +10,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -40,7 +40,8 @@ const GONE: Duration = Duration::from_secs(10);
 struct Shared {
     started_ns: u64,
     ready_ns: u64,
-    greeted: AtomicBool,
+    /// Held while the share is mounted: callers may come at once.
+    greeted: Mutex<bool>,
     link: OwnedFd,
     streams: Arc<Registry>,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
@@ -57,7 +58,7 @@ pub fn serve(listeners: Listeners, link: OwnedFd, started_ns: u64) -> String {
     let shared = Arc::new(Shared {
         started_ns,
         ready_ns: sys::monotonic_ns(),
-        greeted: AtomicBool::new(false),
+        greeted: Mutex::new(false),
         link,
         streams: Arc::default(),
         containers: Mutex::default(),
@@ -140,7 +141,7 @@ impl Shared {
     }
 
     fn greeted(&self) -> Result<(), ttrpc::Error> {
-        if self.greeted.load(Ordering::Acquire) {
+        if *lock(&self.greeted) {
             return Ok(());
         }
         Err(get_rpc_status(Code::FAILED_PRECONDITION, "Hello must be the first call"))
@@ -260,12 +261,13 @@ impl Agent for Service {
         {
             kmsg::warning!("cannot set the hostname: {error}");
         }
-        let first = !self.0.greeted.load(Ordering::Acquire);
-        if first && !request.share_tag.is_empty() {
+        let mut greeted = lock(&self.0.greeted);
+        if !*greeted && !request.share_tag.is_empty() {
             mount_share(&request.share_tag)
                 .map_err(|message| get_rpc_status(Code::FAILED_PRECONDITION, message))?;
         }
-        self.0.greeted.store(true, Ordering::Release);
+        *greeted = true;
+        drop(greeted);
         let mut response = wire::HelloResponse::new();
         response.version = rt_proto::PROTOCOL_VERSION;
         response.agent_version = env!("CARGO_PKG_VERSION").to_owned();

@@ -135,6 +135,27 @@ pub fn fork() -> nix::Result<Option<nix::unistd::Pid>> {
     }
 }
 
+/// Reaps one ended child, without waiting: its pid and what a shell would make of its end. `None` when none has ended.
+///
+/// Not nix's waitpid: it fails, after the reaping, on a process that a real-time signal has ended.
+pub fn reap() -> nix::Result<Option<(i32, u32)>> {
+    let mut status = 0;
+    // SAFETY: waitpid writes one int, which outlives the call.
+    match Errno::result(unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) }) {
+        Ok(0) | Err(Errno::ECHILD) => Ok(None),
+        Ok(pid) => Ok(Some((pid, exit_code(status)))),
+        Err(error) => Err(error),
+    }
+}
+
+fn exit_code(status: i32) -> u32 {
+    if libc::WIFSIGNALED(status) {
+        128 + libc::WTERMSIG(status) as u32
+    } else {
+        libc::WEXITSTATUS(status) as u32
+    }
+}
+
 /// Ends the process at once, without what `exit` runs.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit never returns and touches no memory of the process.
@@ -157,4 +178,18 @@ pub fn ignore_broken_pipes() {
     let _ = unsafe {
         nix::sys::signal::signal(nix::sys::signal::Signal::SIGPIPE, nix::sys::signal::SigHandler::SigIgn)
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_those_of_a_shell() {
+        assert_eq!(exit_code(0), 0);
+        assert_eq!(exit_code(255 << 8), 255);
+        assert_eq!(exit_code(libc::SIGKILL), 137);
+        assert_eq!(exit_code(libc::SIGSEGV | 0x80), 139);
+        assert_eq!(exit_code(40), 168);
+    }
 }

@@ -17,6 +17,8 @@ mod connection;
 mod device;
 mod muxer;
 mod packet;
+#[cfg(test)]
+mod tests;
 
 pub use device::{QUEUE_SIZES, VsockDevice};
 

@@ -226,7 +226,7 @@ impl Muxer {
         if let Some(end) = end {
             self.connections.remove(&key);
             if end == End::Reset {
-                self.send_reset(&header(self.guest_cid, key).reset());
+                self.queue_reset(Header { op: op::RST, ..header(self.guest_cid, key) });
             }
             return;
         }
@@ -242,10 +242,16 @@ impl Muxer {
         }
     }
 
-    /// Answers `packet` by RST.
+    /// Answers `packet` by RST; RST itself is not answered.
     fn send_reset(&mut self, packet: &Header) {
-        if packet.op != op::RST && self.resets.len() < MAX_RESETS {
-            self.resets.push_back(packet.reset());
+        if packet.op != op::RST {
+            self.queue_reset(packet.reset());
+        }
+    }
+
+    fn queue_reset(&mut self, reset: Header) {
+        if self.resets.len() < MAX_RESETS {
+            self.resets.push_back(reset);
         }
     }
 
@@ -267,6 +273,8 @@ impl Muxer {
             };
             if watch().is_ok() {
                 self.greetings.insert(key, stream);
+                // Most say it at once.
+                self.read_greeting(key);
             }
         }
     }

@@ -35,23 +35,15 @@ const MONITOR_FD: u32 = 5;
 const PARAMETERS: &str = "reboot=t panic=-1 no_timer_check noreplace-smp cryptomgr.notests";
 const QUIET: &str = "quiet earlyprintk=serial,ttyS0";
 const VERBOSE: &str = "console=ttyS0 loglevel=7";
-/// What emulation executes needs no protection from speculation, and each mitigation costs instructions.
-const EMULATED: &str = "mitigations=off";
-
 const MACHINE: &str = "q35,memory-backend=memory,smm=off,sata=off,smbus=off,vmport=off,hpet=off";
 /// No hot-plug slots and sleep states for the kernel to interpret.
 const PROPERTIES: [&str; 3] =
     ["ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off", "ICH9-LPC.disable_s3=1", "ICH9-LPC.disable_s4=1"];
 
 /// The guest kernel's command line.
-pub fn kernel_parameters(accelerator: Accelerator, spec: &VmSpec) -> String {
-    let mut words = vec![PARAMETERS, if spec.console { VERBOSE } else { QUIET }];
-    if accelerator == Accelerator::Tcg {
-        words.push(EMULATED);
-    }
-    words.push(&spec.kernel_parameters);
-    words.retain(|word| !word.is_empty());
-    words.join(" ")
+fn kernel_parameters(spec: &VmSpec) -> String {
+    let words = [PARAMETERS, if spec.console { VERBOSE } else { QUIET }, &spec.kernel_parameters];
+    words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 /// QEMU's arguments, without argv[0].
@@ -80,7 +72,7 @@ pub fn arguments(accelerator: Accelerator, spec: &VmSpec) -> Vec<OsString> {
     line.option("-object", format!("memory-backend-memfd,id=memory,size={}M,share=on", spec.memory_mib));
 
     line.option("-kernel", format!("/{KERNEL}")).option("-initrd", format!("/{INITRAMFS}"));
-    line.option("-append", kernel_parameters(accelerator, spec));
+    line.option("-append", kernel_parameters(spec));
 
     line.option("-chardev", "stdio,id=console,signal=off").option("-serial", "chardev:console");
     line.option("-chardev", format!("socket,id=monitor,fd={MONITOR_FD}"));
@@ -106,5 +98,57 @@ impl Line {
     fn option(&mut self, name: &str, value: impl Into<OsString>) -> &mut Self {
         self.0.extend([name.into(), value.into()]);
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> VmSpec {
+        VmSpec {
+            id: "web,1".into(),
+            vcpus: 1,
+            memory_mib: 256,
+            kernel: "/guest/vmlinux".into(),
+            initramfs: "/guest/initramfs.cpio".into(),
+            kernel_parameters: String::new(),
+            console: false,
+            state_dir: "/run/rt/web".into(),
+            share_tag: "rt".into(),
+        }
+    }
+
+    /// One option and its value in a line.
+    fn lines(accelerator: Accelerator, spec: &VmSpec) -> String {
+        let words = arguments(accelerator, spec).into_iter().map(|word| word.into_string().unwrap());
+        words.fold(String::new(), |text, word| match word.starts_with('-') {
+            true => text + "\n" + &word,
+            false => text + " " + &word,
+        }) + "\n"
+    }
+
+    #[test]
+    fn emulated() {
+        assert_eq!(lines(Accelerator::Tcg, &spec()), include_str!("golden/tcg.txt"));
+    }
+
+    #[test]
+    fn with_kvm() {
+        let spec = VmSpec {
+            vcpus: 4,
+            memory_mib: 65_536,
+            kernel_parameters: "audit=0 x=y,z".into(),
+            console: true,
+            share_tag: "a,b".into(),
+            ..spec()
+        };
+        assert_eq!(lines(Accelerator::Kvm, &spec), include_str!("golden/kvm.txt"));
+    }
+
+    #[test]
+    fn several_emulated_processors_take_turns() {
+        let line = lines(Accelerator::Tcg, &VmSpec { vcpus: 2, ..spec() });
+        assert!(line.contains("-accel tcg,thread=single\n"), "{line}");
     }
 }

@@ -55,8 +55,8 @@ struct QemuVm {
     vsockd: Option<Helper>,
     uplink: UnixStream,
     socket: PathBuf,
-    /// The other end of QEMU's monitor. Nobody speaks unless asked for.
-    _monitor: qmp::Monitor,
+    /// Until it was asked.
+    monitor: Option<qmp::Monitor>,
     binary: PathBuf,
 }
 
@@ -86,7 +86,7 @@ impl Hypervisor for Qemu {
             vsockd: Some(vsock.helper),
             uplink: vsock.uplink,
             socket,
-            _monitor: qmp::Monitor::new(monitor),
+            monitor: Some(qmp::Monitor::new(monitor)),
             binary: self.binary.clone(),
         }))
     }
@@ -112,7 +112,8 @@ impl Vm for QemuVm {
 
     fn accept(&mut self, deadline: Instant) -> Result<OwnedFd, Error> {
         match self.qemu.wait_readable_or_end(self.uplink.as_fd(), deadline) {
-            Err(Error::Ended(ending)) => Err(self.explain(*ending)),
+            Err(Error::Ended(ending)) => Err(self.explain_end(*ending)),
+            Err(Error::Deadline(ending)) => Err(self.explain_silence(*ending)),
             Err(other) => Err(other),
             Ok(()) => vsock::receive_connection(&self.uplink).map_err(launch_error("its vsock server ended")),
         }
@@ -129,11 +130,19 @@ impl Vm for QemuVm {
 impl QemuVm {
     /// An old QEMU refuses options that it does not know. Its version is asked only then: that takes longer than
     /// all else that rt does before QEMU runs.
-    fn explain(&self, ending: Ending) -> Error {
+    fn explain_end(&self, ending: Ending) -> Error {
         match find::version(&self.binary) {
             Ok(version) if version < MINIMUM_VERSION => find::too_old(&self.binary, version),
             _ => Error::Ended(Box::new(ending)),
         }
+    }
+
+    fn explain_silence(&mut self, mut ending: Ending) -> Error {
+        let state = self.monitor.take().and_then(|monitor| monitor.run_state().ok());
+        if let Some(words) = state.as_ref().and_then(qmp::trouble) {
+            ending.log.push_str(words);
+        }
+        Error::Deadline(Box::new(ending))
     }
 }
 
