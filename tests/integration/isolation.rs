@@ -104,10 +104,11 @@ fn masked_paths_are_empty_and_readonly_paths_are_not_written() {
     std::fs::write(bundle.rootfs("secret/key"), "k").unwrap();
     std::fs::write(bundle.rootfs("etc/shadow"), "s").unwrap();
     std::fs::create_dir(bundle.rootfs("fixed")).unwrap();
-    bundle.config["linux"]["maskedPaths"] = json!(["/secret", "/etc/shadow", "/proc/kcore", "/no/such/path"]);
+    bundle.config["linux"]["maskedPaths"] =
+        json!(["/secret", "/etc/shadow", "/proc/cpuinfo", "/no/such/path"]);
     bundle.config["linux"]["readonlyPaths"] = json!(["/fixed", "/proc/sys", "/no/such/path"]);
     bundle.capabilities(&["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
-    let ended = bundle.sh("ls /secret | wc -l; wc -c </etc/shadow; wc -c </proc/kcore; touch /fixed/x; echo 1 >/proc/sys/kernel/msgmax; echo over");
+    let ended = bundle.sh("ls /secret | wc -l; wc -c </etc/shadow; wc -c </proc/cpuinfo; touch /fixed/x; echo 1 >/proc/sys/kernel/msgmax; echo over");
     ended.code(0).stdout("0\n0\n0\nover\n");
     let errors = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert_eq!(errors.matches("Read-only file system").count(), 2, "{ended}");
