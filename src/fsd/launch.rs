@@ -17,16 +17,23 @@ use crate::sys::{fd, mount, process};
 /// What this room may fail with.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot make a socket for the file server")]
-    Socket(#[source] io::Error),
-    #[error("cannot hand the file server its entries")]
-    Spec(#[source] io::Error),
+    #[error("cannot {what}")]
+    System {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
     #[error(transparent)]
     Jail(#[from] jail::Error),
     #[error("the file server ended ({}){}{}", .0.status, if .0.log.is_empty() { "" } else { ": " }, .0.log)]
     Ended(Ending),
     #[error("the file server did not start before the deadline")]
     Deadline,
+}
+
+/// For `map_err`: names what was tried.
+fn step<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
+    move |source| Error::System { what, source: source.into() }
 }
 
 /// How a file server ended.
@@ -66,7 +73,7 @@ pub fn socket() -> Result<(OwnedFd, OwnedFd), Error> {
         let stream = UnixStream::connect(Path::new(&name))?;
         Ok((listener.into(), stream.into()))
     };
-    pair().map_err(Error::Socket)
+    pair().map_err(step("make a socket for the file server"))
 }
 
 /// Starts `rt fsd`, which serves `spec` to whom is connected to `socket` (see [`socket`]) and ends when that closes
@@ -75,15 +82,15 @@ pub fn socket() -> Result<(OwnedFd, OwnedFd), Error> {
 /// The process dies with the calling thread, see [`Spawn::spawn`].
 ///
 /// # Errors
-/// [`Error::Spec`], [`Error::Jail`]
+/// [`Error::System`], [`Error::Jail`]
 pub fn launch(spec: &FsdSpec, socket: OwnedFd) -> Result<Fsd, Error> {
-    let json = serde_json::to_vec(spec).map_err(|error| Error::Spec(error.into()))?;
-    let spec_file = fd::memory_file(c"fsd-spec", &json).map_err(Error::Spec)?;
-    let (ready, ready_writer) = io::pipe().map_err(Error::Spec)?;
-    let (log, log_writer) = io::pipe().map_err(Error::Spec)?;
+    let json = serde_json::to_vec(spec).map_err(step("write down what to serve"))?;
+    let spec_file = fd::memory_file(c"fsd-spec", &json).map_err(step("write down what to serve"))?;
+    let (ready, ready_writer) = io::pipe().map_err(step("make a pipe"))?;
+    let (log, log_writer) = io::pipe().map_err(step("make a pipe"))?;
     // A guest that makes its server complain a lot cannot stop it, nor make anybody keep more than a pipe holds.
     for end in [log.as_fd(), log_writer.as_fd()] {
-        fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|errno| Error::Spec(errno.into()))?;
+        fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(step("make a pipe"))?;
     }
     let child = Spawn {
         verb: "fsd",
@@ -117,7 +124,7 @@ impl Fsd {
                 Ok(0) => return Err(Error::Deadline),
                 Ok(_) => break,
                 Err(Errno::EINTR) => {}
-                Err(errno) => return Err(Error::Spec(errno.into())),
+                Err(errno) => return Err(step("wait for the file server")(errno)),
             }
         }
         match self.ready.read(&mut [0]) {

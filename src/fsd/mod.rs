@@ -2,11 +2,12 @@
 //! that sees nothing but the share. `sandbox` starts one per VM; the VMM, built-in or QEMU, is its client.
 //!
 //! The share is a read-only directory with one subdirectory or file per [`Entry`], each a mount of its own: read-only
-//! entries are read-only mounts, so not even this process could write there. The guest sees each as a file
-//! system of its own, too (FUSE submounts), so inode numbers of different host file systems do not meet.
+//! entries are read-only mounts, so not even this process could write there. Where they come from several host file
+//! systems, the guest sees each as one of its own, too (FUSE submounts), so that their inode numbers do not meet.
 //!
 //! Another container's entries can join a running server: whoever starts it enters this process's mount namespace and moves
-//! detached mounts into its root. The guest then finds them by name; nothing here needs to be told.
+//! detached mounts into its root; the guest finds them by name. Submounts are announced from the first request on or never, so
+//! a server that is to grow will have to announce them.
 
 mod launch;
 mod serve;
@@ -18,7 +19,8 @@ use serde::{Deserialize, Serialize};
 pub use launch::{Ending, Error, Fsd, launch, socket};
 pub use serve::main;
 
-/// One host file or directory below the share's root.
+/// One host file or directory below the share's root. What is shared by two containers is one entry that both use: a second
+/// entry of the same source would be other files to the guest, with locks, FIFOs and caches of their own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// Where it appears: a relative path of plain names, such as `ID/rootfs` or `ID/mounts/3`, at or below no other entry's.

@@ -26,7 +26,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use super::FsdSpec;
 use crate::jail::{self, Bind, Jail, Limits, Root, User};
-use crate::sys::{credentials, fd, mount};
+use crate::sys::{credentials, fd, memory, mount};
 
 /// The descriptors that `launch` passes.
 const SPEC_FD: i32 = 3;
@@ -87,6 +87,7 @@ fn vhost(error: BackendError) -> Error {
 
 /// The hidden verb. The argument, the sandbox's ID, is for those who read ps(1).
 pub fn main(_args: &[OsString]) -> ExitCode {
+    memory::stay_small();
     start_log();
     match run() {
         Ok(()) => ExitCode::SUCCESS,

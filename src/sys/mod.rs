@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod credentials;
 pub mod fd;
+pub mod memory;
 pub mod mount;
 pub mod pidfd;
 pub mod process;

@@ -153,7 +153,7 @@ fn modes(check: &Checks) -> io::Result<()> {
     set_mode("sticky", 0o1777)?;
     fs::write("sticky/root", "")?;
     check.fails("sticky directory", as_user(1000, &[], || fs::remove_file("sticky/root")), Errno::EPERM);
-    let unreadable = || OpenOptions::new().create_new(true).write(true).mode(0).open("sticky/mine");
+    let unreadable = || OpenOptions::new().create_new(true).write(true).mode(0o000).open("sticky/mine");
     let written = as_user(1000, &[], || unreadable()?.write_all(b"x"));
     check.that("who makes a file without permissions may write it", written.is_ok());
     Ok(())

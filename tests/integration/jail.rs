@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vhost::VhostBackend;
 
 use rt::fsd::{self, Entry, Fsd, FsdSpec};
 use rt::jail::{self, Bind, Child, Device, Jail, Limits, Root, Spawn, System, User, enter};
@@ -30,7 +31,7 @@ fn main() -> ExitCode {
         Some("fsd") => return fsd::main(&arguments[2..]),
         _ => {}
     }
-    let checks: [(&str, fn()); 10] = [
+    let checks: [(&str, fn()); 12] = [
         ("a sealed process has nothing", a_sealed_process_has_nothing),
         ("a share holds its entries and nothing else", a_share_holds_its_entries_and_nothing_else),
         ("a system is read-only and has few devices", a_system_is_read_only_and_has_few_devices),
@@ -39,7 +40,9 @@ fn main() -> ExitCode {
         ("does not enter outside of new namespaces", does_not_enter_outside_of_new_namespaces),
         ("a file server has its share and file capabilities", a_file_server_has_its_share),
         ("a file server shows special files as copies", a_file_server_copies_special_files),
+        ("a file server answers vhost-user at once", a_file_server_answers),
         ("a file server ends with its client", a_file_server_ends_with_its_client),
+        ("a file server ends on nonsense", a_file_server_ends_on_nonsense),
         ("a file server says why it cannot start", a_file_server_says_why_it_cannot_start),
     ];
     for (name, check) in checks {
@@ -268,6 +271,19 @@ fn a_file_server_copies_special_files() {
     }
 }
 
+/// The client may speak before the server listens: nothing has to wait for [`Fsd::ready`].
+fn a_file_server_answers() {
+    let (socket, client) = fsd::socket().unwrap();
+    let entries = vec![Entry { name: "a".into(), source: "/etc".into(), readonly: true }];
+    let start = Instant::now();
+    let _server = fsd::launch(&FsdSpec { id: "test".into(), entries }, socket).unwrap();
+    let frontend = vhost::vhost_user::Frontend::from_stream(client.into(), 2);
+    let features = frontend.get_features().unwrap();
+    println!("jail: a file server answered after {:?}", start.elapsed());
+    // VIRTIO_F_VERSION_1, VHOST_USER_F_PROTOCOL_FEATURES
+    assert_eq!(features & (1 << 32 | 1 << 30), 1 << 32 | 1 << 30);
+}
+
 fn a_file_server_ends_with_its_client() {
     let (mut server, client) = serve(&[("a", Path::new("/etc"), true)]).unwrap();
     drop(client);
@@ -276,6 +292,22 @@ fn a_file_server_ends_with_its_client() {
     assert_eq!(poll(&mut ended, limit).unwrap(), 1, "still there");
     let ending = server.end();
     assert_eq!((ending.status.as_str(), ending.log.as_str()), ("exit code 0", ""));
+}
+
+/// A VMM that a guest has taken over: an error that is logged, not a panic.
+fn a_file_server_ends_on_nonsense() {
+    for byte in [0, 1, 0x5a, 0xff] {
+        let (mut server, client) = serve(&[("a", Path::new("/etc"), true)]).unwrap();
+        let mut client = UnixStream::from(client);
+        // It may hang up before it has read all.
+        let _ = client.write_all(&[byte; 4096]);
+        drop(client);
+        let mut ended = [PollFd::new(server.pidfd(), PollFlags::POLLIN)];
+        let limit = PollTimeout::try_from(Duration::from_secs(20)).unwrap();
+        assert_eq!(poll(&mut ended, limit).unwrap(), 1, "still there after {byte:#x}");
+        let ending = server.end();
+        assert!(ending.status.starts_with("exit code"), "{byte:#x}: {ending:?}");
+    }
 }
 
 fn a_file_server_says_why_it_cannot_start() {

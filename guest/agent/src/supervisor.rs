@@ -6,13 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::MsgFlags;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::cmdline::Parameters;
@@ -36,10 +36,13 @@ struct Supervisor {
     containers: BTreeMap<i32, u64>,
 }
 
+/// [`Parameters::end_by_reset`], once known.
+static END_BY_RESET: AtomicBool = AtomicBool::new(false);
+
 /// Says what went wrong and ends the machine. PID 1 that merely returned would be a kernel panic.
-fn give_up(message: &str, by_reset: bool) -> ! {
+fn give_up(message: &str) -> ! {
     kmsg::error!("{message}; ending the virtual machine");
-    sys::end_machine(by_reset);
+    sys::end_machine(END_BY_RESET.load(Ordering::Relaxed));
     // The machine cannot end by itself: the host ends it when the agent stays silent.
     loop {
         nix::unistd::pause();
@@ -50,7 +53,7 @@ fn give_up(message: &str, by_reset: bool) -> ! {
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|panic| {
         if std::process::id() == 1 {
-            give_up(&format!("the agent broke: {panic}"), false);
+            give_up(&format!("the agent broke: {panic}"));
         }
         kmsg::error!("the agent's process {} broke: {panic}", std::process::id());
     }));
@@ -60,12 +63,12 @@ pub fn install_panic_hook() {
 pub fn run(started_ns: u64) -> ! {
     let parameters = match boot::first() {
         Ok(parameters) => parameters,
-        Err(error) => give_up(&chain(&error), false),
+        Err(error) => give_up(&chain(&error)),
     };
-    let by_reset = parameters.end_by_reset;
+    END_BY_RESET.store(parameters.end_by_reset, Ordering::Relaxed);
     match start(started_ns, &parameters).map(Supervisor::serve) {
-        Ok(reason) => give_up(&reason, by_reset),
-        Err(reason) => give_up(&reason, by_reset),
+        Ok(reason) => give_up(&reason),
+        Err(reason) => give_up(&reason),
     }
 }
 
@@ -186,23 +189,22 @@ impl Supervisor {
     /// Reaps all that has ended; fails when the server has.
     fn reap(&mut self) -> Result<(), String> {
         loop {
-            let status = match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
-                Ok(status) => status,
+            let (pid, code) = match sys::reap() {
+                Ok(Some(ended)) => ended,
+                Ok(None) => return Ok(()),
                 Err(Errno::EINTR) => continue,
                 Err(error) => return Err(format!("cannot reap: {error}")),
             };
-            let (Some(pid), Some(code)) = (status.pid(), exit_code(status)) else { continue };
-            if pid == self.server {
-                return Err(format!("the agent's server ended ({status:?})"));
+            if pid == self.server.as_raw() {
+                return Err(format!("the agent's server ended with code {code}"));
             }
             self.read_outcomes();
-            if let Some(runner) = self.runners.remove(&pid.as_raw()) {
+            if let Some(runner) = self.runners.remove(&pid) {
                 if !runner.told {
-                    let message = format!("the runner ended without a word ({status:?})");
+                    let message = format!("the runner ended without a word, with code {code}");
                     self.tell(&Event::Failed { sequence: runner.sequence, message }, None);
                 }
-            } else if let Some(sequence) = self.containers.remove(&pid.as_raw()) {
+            } else if let Some(sequence) = self.containers.remove(&pid) {
                 self.tell(&Event::Exited { sequence, code }, None);
             }
         }
@@ -238,29 +240,5 @@ impl Supervisor {
         if let Err(error) = link::transmit(self.link.as_fd(), event, &fds) {
             kmsg::warning!("cannot tell the server of {event:?}: {error}");
         }
-    }
-}
-
-/// What a shell would make of the end of a process; `None` when it has not ended.
-fn exit_code(status: WaitStatus) -> Option<u32> {
-    match status {
-        WaitStatus::Exited(_, code) => Some(code as u32 & 0xff),
-        WaitStatus::Signaled(_, signal, _) => Some(128 + signal as u32),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn exit_codes_are_those_of_a_shell() {
-        let pid = Pid::from_raw(5);
-        assert_eq!(exit_code(WaitStatus::Exited(pid, 0)), Some(0));
-        assert_eq!(exit_code(WaitStatus::Exited(pid, 255)), Some(255));
-        assert_eq!(exit_code(WaitStatus::Signaled(pid, Signal::SIGKILL, false)), Some(137));
-        assert_eq!(exit_code(WaitStatus::Signaled(pid, Signal::SIGSEGV, true)), Some(139));
-        assert_eq!(exit_code(WaitStatus::StillAlive), None);
     }
 }
