@@ -165,16 +165,35 @@ pub enum Error {
 }
 
 impl Ending {
-    /// The last words of VMM and guest, for the end of an error message; empty when there are none.
+    /// The last words of VMM and guest, for the end of an error message; empty when there are none. Of a kernel's panic
+    /// its first line, which says why, rather than the end of its stack trace.
     pub fn tail(&self) -> String {
         let mut tail = String::new();
         for (who, text) in [("VMM", &self.log), ("guest", &self.console)] {
-            let lines: Vec<&str> = text.lines().rev().take(8).collect();
+            let panic = text.lines().find(|line| line.contains("Kernel panic - "));
+            let lines: Vec<&str> =
+                panic.map_or_else(|| text.lines().rev().take(8).collect(), |line| vec![line]);
             if !lines.is_empty() {
                 tail.push_str(&format!("; {who}: "));
                 tail.push_str(&lines.into_iter().rev().collect::<Vec<_>>().join(" | "));
             }
         }
         tail
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Ending;
+
+    #[test]
+    fn the_tail_is_the_last_lines_or_the_panic() {
+        let numbers: String = (1..=20).map(|number| format!("{number}\n")).collect();
+        let ending = Ending { console: numbers, log: "one\n".into(), ..Ending::default() };
+        assert_eq!(ending.tail(), "; VMM: one; guest: 13 | 14 | 15 | 16 | 17 | 18 | 19 | 20");
+        let console =
+            "[1] Kernel panic - not syncing: No working init\n".to_owned() + &"[1] trace\n".repeat(20);
+        let ending = Ending { console, ..Ending::default() };
+        assert_eq!(ending.tail(), "; guest: [1] Kernel panic - not syncing: No working init");
     }
 }
