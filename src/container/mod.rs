@@ -13,6 +13,7 @@ mod monitor;
 mod record;
 mod signals;
 mod state;
+mod stats;
 mod stdio;
 mod task;
 mod wait;
@@ -27,6 +28,7 @@ pub use id::{InvalidId, generate, validate};
 pub use lifecycle::{delete, kill, list, pause, processes, resume, start, stats, update, watch_oom};
 pub use record::{Error as StateError, Record, Status, Store};
 pub use state::StateView;
+pub use stats::Stats;
 pub use task::{MonitorProcess, Task, main as monitor_main, start as start_monitor};
 
 use crate::bundle::{self, Bundle};
