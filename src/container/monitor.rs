@@ -14,7 +14,7 @@ use crate::agent;
 use crate::bundle::{Bundle, guest_spec};
 use crate::config::{Config, Guest};
 use crate::hypervisor::select;
-use crate::sandbox::{self, Booting, Plan, Sandbox, Timeline};
+use crate::sandbox::{self, Booting, Plan, Sandbox, Size, Timeline};
 use crate::share;
 use crate::sys::pidfd::ProcessId;
 
@@ -81,7 +81,9 @@ impl Monitor<'_> {
     fn launch(&mut self, share: share::Plan) -> Result<Booting, Error> {
         let guest = Guest::find(&self.config.hypervisor)?;
         let state_dir = self.store.path(&self.request.id);
-        let plan = Plan::new(&self.request.id, &state_dir, self.config, &guest, share.entries);
+        let resources = self.bundle.resources();
+        let size = Size::new(resources, &self.config.hypervisor);
+        let plan = Plan::new(&self.request.id, &state_dir, self.config, &guest, size, share.entries);
         self.timeline.mark("rt.planned");
         let wanted = self.request.hypervisor.or(self.config.hypervisor.kind);
         let (hypervisor, warning) = select::select(wanted, &self.config.hypervisor)?;
