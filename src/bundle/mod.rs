@@ -86,6 +86,11 @@ impl Bundle {
         Ok(Self { dir, rootfs, spec })
     }
 
+    /// The host's cgroup for the container.
+    pub fn cgroups_path(&self) -> Option<&Path> {
+        self.spec.linux().as_ref()?.cgroups_path().as_deref().filter(|path| !path.as_os_str().is_empty())
+    }
+
     /// The limits of the container.
     pub fn resources(&self) -> Option<&LinuxResources> {
         self.spec.linux().as_ref()?.resources().as_ref()

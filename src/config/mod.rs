@@ -22,6 +22,7 @@ pub const DEFAULT_PATH: &str = "/etc/rt/config.toml";
 pub struct Config {
     pub hypervisor: Hypervisor,
     pub agent: Agent,
+    pub cgroup: Cgroup,
 }
 
 /// `[hypervisor]`: the virtual machine.
@@ -75,6 +76,22 @@ pub struct Agent {
 impl Default for Agent {
     fn default() -> Self {
         Self { timeout_ms: 30_000 }
+    }
+}
+
+/// `[cgroup]`: what a sandbox may use on the host beyond its container's limits, where linux.cgroupsPath names a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cgroup {
+    /// For VMM, file server and monitor beyond the machine's memory, in MiB.
+    pub memory_overhead_mib: u32,
+    /// Percent of one processor.
+    pub cpu_overhead_percent: u32,
+}
+
+impl Default for Cgroup {
+    fn default() -> Self {
+        Self { memory_overhead_mib: 256, cpu_overhead_percent: 100 }
     }
 }
 

@@ -110,6 +110,7 @@ pub fn delete(store: &Store, config: &Config, id: &str, force: bool) -> Result<(
     let state = store.lock(id)?;
     let record = state.read().unwrap_or(record);
     let view = StateView::for_hook(&record, Status::Stopped);
+    crate::cgroup::remove(&record.cgroups)?;
     state.remove()?;
     if let Err(error) = hooks::run(Moment::Poststop, &record.hooks, &view) {
         tracing::warn!("{error}");

@@ -95,6 +95,9 @@ pub struct Record {
     pub monitor: Option<ProcessId>,
     pub vm: Option<VmRecord>,
     pub fsd: Option<ProcessId>,
+    /// The host's cgroups, to be removed.
+    #[serde(default)]
+    pub cgroups: Vec<PathBuf>,
 }
 
 impl Record {
@@ -114,6 +117,7 @@ impl Record {
             monitor: None,
             vm: None,
             fsd: None,
+            cgroups: Vec::new(),
         }
     }
 
@@ -349,6 +353,7 @@ mod tests {
             monitor: ProcessId::of(std::process::id() as i32),
             vm: None,
             fsd: None,
+            cgroups: Vec::new(),
         }
     }
 
