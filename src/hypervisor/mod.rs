@@ -165,16 +165,38 @@ pub enum Error {
 }
 
 impl Ending {
-    /// The last words of VMM and guest, for the end of an error message; empty when there are none.
+    /// So many lines of VMM and guest go into an error message.
+    const TAIL_LINES: usize = 8;
+
+    /// The last words of VMM and guest, for the end of an error message; empty when there are none. Of a guest that
+    /// panicked, what it says of that: many lines about registers may follow it.
     pub fn tail(&self) -> String {
         let mut tail = String::new();
         for (who, text) in [("VMM", &self.log), ("guest", &self.console)] {
-            let lines: Vec<&str> = text.lines().rev().take(8).collect();
-            if !lines.is_empty() {
-                tail.push_str(&format!("; {who}: "));
-                tail.push_str(&lines.into_iter().rev().collect::<Vec<_>>().join(" | "));
+            let lines: Vec<&str> = text.lines().collect();
+            let panic = lines.iter().position(|line| line.contains("Kernel panic"));
+            let start = panic.unwrap_or_else(|| lines.len().saturating_sub(Self::TAIL_LINES));
+            let end = lines.len().min(start + Self::TAIL_LINES);
+            if start < end {
+                tail.push_str(&format!("; {who}: {}", lines[start..end].join(" | ")));
             }
         }
         tail
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Ending;
+
+    #[test]
+    fn the_tail_is_the_end_or_a_panic() {
+        let numbers = |from: u32, to: u32| (from..=to).map(|n| format!("{n}\n")).collect::<String>();
+        let mut ending = Ending { console: numbers(1, 20), ..Ending::default() };
+        assert_eq!(ending.tail(), "; guest: 13 | 14 | 15 | 16 | 17 | 18 | 19 | 20");
+        ending.console = format!("{}[ 1.0] Kernel panic - no init\n{}", numbers(1, 5), numbers(6, 20));
+        assert_eq!(ending.tail(), "; guest: [ 1.0] Kernel panic - no init | 6 | 7 | 8 | 9 | 10 | 11 | 12");
+        assert_eq!(Ending { log: "why\n".into(), ..Ending::default() }.tail(), "; VMM: why");
+        assert_eq!(Ending::default().tail(), "");
     }
 }
