@@ -7,7 +7,7 @@
 mod size;
 mod timeline;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -28,6 +28,13 @@ const SHARE_TAG: &str = "rt";
 pub enum Error {
     #[error(transparent)]
     Fsd(#[from] fsd::Error),
+    #[error("cannot boot the guest's kernel {kernel} with the initramfs {initramfs}")]
+    Boot {
+        kernel: PathBuf,
+        initramfs: PathBuf,
+        #[source]
+        source: hypervisor::Error,
+    },
     #[error("the virtual machine ended ({}){}", .0.status, .0.tail())]
     VmEnded(Box<hypervisor::Ending>),
     #[error(transparent)]
@@ -86,6 +93,9 @@ pub struct Sandbox {
 pub struct Booting {
     vm: Box<dyn Vm>,
     fsd: Fsd,
+    // For the error when they do not boot.
+    kernel: PathBuf,
+    initramfs: PathBuf,
     deadline: Instant,
     timeout: Duration,
 }
@@ -102,7 +112,8 @@ pub fn launch(plan: &Plan, hypervisor: &dyn Hypervisor, timeline: &mut Timeline)
     timeline.mark("rt.fsd-started");
     let vm = hypervisor.launch(&plan.vm, VmFds { share: frontend })?;
     timeline.mark("rt.vmm-started");
-    Ok(Booting { vm, fsd, deadline, timeout })
+    let VmSpec { kernel, initramfs, .. } = plan.vm.clone();
+    Ok(Booting { vm, fsd, kernel, initramfs, deadline, timeout })
 }
 
 impl Booting {
@@ -134,7 +145,11 @@ impl Booting {
     }
 
     fn greet(&mut self, hostname: &str, timeline: &mut Timeline) -> Result<Agent, Error> {
-        let beacon = self.vm.accept(self.deadline)?;
+        let beacon = self.vm.accept(self.deadline).map_err(|source| Error::Boot {
+            kernel: self.kernel.clone(),
+            initramfs: self.initramfs.clone(),
+            source,
+        })?;
         agent::read_beacon(beacon)?;
         timeline.mark("agent.beacon");
         let agent = Agent::connect(&self.vm.record().vsock, self.timeout)?;

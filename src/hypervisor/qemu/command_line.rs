@@ -36,7 +36,7 @@ const MONITOR_FD: u32 = 5;
 ///   serial driver, which would take the console over and takes 20 ms to find it, is told to look for none.
 const PARAMETERS: &str =
     "reboot=t panic=-1 no_timer_check noreplace-smp cryptomgr.notests dummy.numdummies=0";
-const QUIET: &str = "quiet earlyprintk=serial,ttyS0 8250.nr_uarts=0";
+const QUIET: &str = "quiet earlyprintk=serial,ttyS0,115200,keep 8250.nr_uarts=0";
 const VERBOSE: &str = "console=ttyS0 loglevel=7";
 const MACHINE: &str = "q35,memory-backend=memory,smm=off,sata=off,smbus=off,vmport=off,hpet=off";
 /// No hot-plug slots and sleep states for the kernel to interpret.
