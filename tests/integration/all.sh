@@ -57,9 +57,9 @@ kvm() {
 }
 
 bench() {
-  stage bench-here "${as_root[@]}" "$(program)" --ignored --nocapture --test-threads 1 bench::
+  RT_BENCH_JSON=$logs/bench-here.json stage bench-here "${as_root[@]}" "$(program)" --ignored --nocapture --test-threads 1 bench::
   stage bench-kvm-machine env RT_TEST_PLACE=kvm RT_TEST_PATIENCE=4 KVM_MACHINE_OUT="$logs/kvm-machine" \
-    KVM_MACHINE_ENV="RT_BIN RT_TEST_PLACE RT_TEST_PATIENCE" \
+    RT_BENCH_JSON="$logs/kvm-machine/bench.json" KVM_MACHINE_ENV="RT_BIN RT_TEST_PLACE RT_TEST_PATIENCE RT_BENCH_JSON" \
     "${as_root[@]}" tests/integration/kvm-machine.sh "$(printf '%q ' "$(program)" --ignored --nocapture --test-threads 1 bench::)"
 }
 

@@ -60,6 +60,7 @@ build() {
   (cd "$work/root" && find . | cpio -o -H newc --quiet | gzip -1) >"$work/initrd"
   rm -rf "$work/root" "$work/image" "$work"/*.deb "$work/apt.log" "$1"
   mv "$work" "$1"
+  find "$cache" -mindepth 1 -maxdepth 1 -type d -mtime +7 -exec rm -rf {} +
 }
 
 # The machine's /init. /command comes from a second archive, made for each run.
