@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::socket::MsgFlags;
 use rt_proto::messages as wire;
 use rt_proto::service::{Agent, create_agent};
@@ -29,7 +28,7 @@ use crate::containers::{Container, Process};
 use crate::link::{self, Create, Event, Request};
 use crate::runner::{SPEC_FILE, STATE_DIR, bundle_dir};
 use crate::streams::{self, Registry};
-use crate::{cgroup, kmsg, stdio, sys};
+use crate::{cgroup, kmsg, share, stdio, sys};
 
 /// Longest container ID: it names directories.
 const MAX_ID: usize = 255;
@@ -263,7 +262,7 @@ impl Agent for Service {
         }
         let mut greeted = lock(&self.0.greeted);
         if !*greeted && !request.share_tag.is_empty() {
-            mount_share(&request.share_tag)
+            share::mount(&request.share_tag)
                 .map_err(|message| get_rpc_status(Code::FAILED_PRECONDITION, message))?;
         }
         *greeted = true;
@@ -390,7 +389,7 @@ impl Agent for Service {
                 kmsg::warning!("at shutdown: {left}");
             }
         }
-        unmount_share().map_err(|message| get_rpc_status(Code::INTERNAL, message))?;
+        share::unmount().map_err(|message| get_rpc_status(Code::INTERNAL, message))?;
         Ok(wire::Empty::new())
     }
 }
@@ -415,38 +414,6 @@ fn check_id(id: &str) -> Result<(), String> {
 
 fn kernel_release() -> String {
     nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-/// Mounts the sandbox's share. Set-user-ID files and devices of containers' root file systems must work in it, so it
-/// carries no flags; each container's mounts restrict what they show.
-fn mount_share(tag: &str) -> Result<(), String> {
-    let directory = rt_proto::SHARE_DIR;
-    fs::create_dir_all(directory).map_err(|error| format!("cannot make {directory}: {error}"))?;
-    mount(Some(tag), directory, Some("virtiofs"), MsFlags::empty(), None::<&str>)
-        .map_err(|error| format!("cannot mount the share {tag} at {directory}: {}", error.desc()))
-}
-
-/// Writes everything back, by syncfs(2) as unmounting alone would leave a lazily unmounted share's data in memory.
-fn unmount_share() -> Result<(), String> {
-    let directory = rt_proto::SHARE_DIR;
-    let share = match File::open(directory) {
-        Ok(share) => share,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(format!("cannot open {directory}: {error}")),
-    };
-    nix::unistd::syncfs(&share)
-        .map_err(|error| format!("cannot write {directory} back: {}", error.desc()))?;
-    drop(share);
-    match umount2(directory, MntFlags::empty()) {
-        // It is not mounted: there was no share, or this is not the first shutdown.
-        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
-        Err(Errno::EBUSY) => {
-            kmsg::debug!("the share is still in use");
-            umount2(directory, MntFlags::MNT_DETACH)
-                .map_err(|error| format!("cannot unmount {directory}: {}", error.desc()))
-        }
-        Err(error) => Err(format!("cannot unmount {directory}: {}", error.desc())),
-    }
 }
 
 /// Lets a created container run: its first process waits for a connection to libcontainer's socket.

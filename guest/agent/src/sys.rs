@@ -1,4 +1,4 @@
-//! System calls that nix has no safe form of. The only unsafe code of the agent, apart from fork in [`crate::supervisor`].
+//! System calls that nix has no safe form of. The only unsafe code of the agent.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -132,6 +132,64 @@ pub fn fork() -> nix::Result<Option<nix::unistd::Pid>> {
     match unsafe { nix::unistd::fork() }? {
         nix::unistd::ForkResult::Parent { child } => Ok(Some(child)),
         nix::unistd::ForkResult::Child => Ok(None),
+    }
+}
+
+/// Accepts a connection.
+pub fn accept(listener: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    let fd = nix::sys::socket::accept4(listener.as_raw_fd(), nix::sys::socket::SockFlag::SOCK_CLOEXEC)?;
+    // SAFETY: the kernel has just made this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Receives one message and the descriptors beside it, three at most.
+pub fn receive(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    flags: nix::sys::socket::MsgFlags,
+) -> nix::Result<(usize, Vec<OwnedFd>)> {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    let mut control = nix::cmsg_space!([RawFd; 3]);
+    let mut data = [io::IoSliceMut::new(bytes)];
+    let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
+    let received = loop {
+        match recvmsg::<()>(socket.as_raw_fd(), &mut data, Some(&mut control), flags) {
+            Err(Errno::EINTR) => {}
+            other => break other?,
+        }
+    };
+    let mut fds = Vec::new();
+    for message in received.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(raw) = message {
+            // SAFETY: the kernel has just installed these descriptors for this process; nobody else owns them.
+            fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    Ok((received.bytes, fds))
+}
+
+/// bpf(2); `attributes` is union bpf_attr, and what it points to outlives the call.
+pub fn bpf(command: i32, attributes: &[u32]) -> nix::Result<i32> {
+    // SAFETY: the kernel reads as many bytes as it is told of; what it makes of addresses among them it checks itself, and
+    // for the commands in use it only reads there.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), std::mem::size_of_val(attributes))
+    };
+    Errno::result(result).map(|value| value as i32)
+}
+
+/// A command of bpf(2) that makes a descriptor.
+pub fn bpf_object(command: i32, attributes: &[u32]) -> nix::Result<OwnedFd> {
+    let fd = bpf(command, attributes)?;
+    // SAFETY: the kernel has just made this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Processors that the guest has.
+pub fn processors() -> usize {
+    match nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN) {
+        Ok(Some(count @ 1..)) => count as usize,
+        _ => 1,
     }
 }
 
