@@ -49,17 +49,31 @@ here() {
   fi
 }
 
+# The machine has one processor, so there are two machines where there are processors and memory for them, each with every
+# other test.
 kvm() {
-  local command
-  command=$(printf '%q ' "$(program)" --test-threads 1 "$@")
-  stage kvm-machine env RT_TEST_PLACE=kvm RT_TEST_PATIENCE=4 KVM_MACHINE_ENV="RT_BIN RT_TEST_PLACE RT_TEST_PATIENCE" \
-    "${as_root[@]}" tests/integration/kvm-machine.sh "$command"
+  local machines=1 names available command pids=() i status=0 start=$SECONDS
+  available=$(awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo)
+  [ "$(nproc)" -lt 2 ] || [ "$available" -lt 8192 ] || machines=2
+  names=$("$(program)" --list "$@" | sed -n 's/: test$//p' | grep -v '^bench::')
+  for ((i = 0; i < machines; i++)); do
+    command=$(printf '%q ' "$(program)" --test-threads 1 --exact $(awk -v i=$i -v n=$machines 'NR % n == i' <<<"$names"))
+    echo "== KVM machine $((i + 1)) of $machines"
+    RT_TEST_PLACE=kvm RT_TEST_PATIENCE=4 KVM_MACHINE_ENV="RT_BIN RT_TEST_PLACE RT_TEST_PATIENCE" KVM_MACHINE_MEM=3072 \
+      "${as_root[@]}" tests/integration/kvm-machine.sh "$command" > >(tee "$logs/kvm-machine-$((i + 1)).log") 2>&1 &
+    pids+=($!)
+  done
+  for i in "${!pids[@]}"; do
+    wait "${pids[i]}" || { failed_stages+=("kvm-machine-$((i + 1))"); status=1; }
+  done
+  echo "== KVM machine: $([ $status -eq 0 ] && echo ok || echo failed), $((SECONDS - start)) s"
+  return $status
 }
 
 bench() {
-  stage bench-here "${as_root[@]}" "$(program)" --ignored --nocapture --test-threads 1 bench::
+  RT_BENCH_JSON=$logs/bench-here.json stage bench-here "${as_root[@]}" "$(program)" --ignored --nocapture --test-threads 1 bench::
   stage bench-kvm-machine env RT_TEST_PLACE=kvm RT_TEST_PATIENCE=4 KVM_MACHINE_OUT="$logs/kvm-machine" \
-    KVM_MACHINE_ENV="RT_BIN RT_TEST_PLACE RT_TEST_PATIENCE" \
+    RT_BENCH_JSON="$logs/kvm-machine/bench.json" KVM_MACHINE_ENV="RT_BIN RT_TEST_PLACE RT_TEST_PATIENCE RT_BENCH_JSON" \
     "${as_root[@]}" tests/integration/kvm-machine.sh "$(printf '%q ' "$(program)" --ignored --nocapture --test-threads 1 bench::)"
 }
 
@@ -71,7 +85,7 @@ summary() {
       awk '{ p += $1; f += $2; i += $3 } END { print p + 0, f + 0, i + 0 }')
     name=$(basename "$log" .log)
     case $name in
-      unit | here* | kvm-machine) [ $((p + f)) -gt 0 ] || { echo "== $name ran no test"; f=1; } ;;
+      unit | here* | kvm-machine*) [ $((p + f)) -gt 0 ] || { echo "== $name ran no test"; f=1; } ;;
     esac
     [[ " ${failed_stages[*]-} " != *" $name "* ]] || [ "$f" -gt 0 ] || f=1
     passed=$((passed + p)) failed=$((failed + f)) ignored=$((ignored + i))

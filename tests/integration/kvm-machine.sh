@@ -60,6 +60,7 @@ build() {
   (cd "$work/root" && find . | cpio -o -H newc --quiet | gzip -1) >"$work/initrd"
   rm -rf "$work/root" "$work/image" "$work"/*.deb "$work/apt.log" "$1"
   mv "$work" "$1"
+  find "$cache" -mindepth 1 -maxdepth 1 -type d -mtime +7 -exec rm -rf {} +
 }
 
 # The machine's /init. /command comes from a second archive, made for each run.
@@ -118,8 +119,11 @@ flock 9
 flock -u 9
 
 run=$(mktemp -d)
-qemu=
-cleanup() { [ -z "$qemu" ] || kill -KILL "$qemu" 2>/dev/null || true; rm -rf "$run"; }
+qemu= watchdog=
+cleanup() {
+  for pid in $watchdog $qemu; do kill -KILL "$pid" 2>/dev/null || true; done
+  rm -rf "$run"
+}
 trap cleanup EXIT
 trap 'exit 130' INT TERM
 script "$@" >"$run/command"
@@ -133,13 +137,16 @@ share=(-virtfs "local,path=/,mount_tag=host,security_model=none,readonly=on,mult
 serial=file:$run/console; [ -z "${KVM_MACHINE_DEBUG:-}" ] || serial=file:/dev/stderr
 
 ulimit -n "$(ulimit -Hn)"
-timeout -s KILL "$limit" qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max,+svm -smp 1 -m "$mem" \
+qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max,+svm -smp 1 -m "$mem" \
   -nodefaults -display none -no-reboot -serial "$serial" \
   -kernel "$image/vmlinuz" -initrd "$run/initrd" -append "console=ttyS0 panic=-1 rdinit=/init quiet mitigations=off" \
   -device virtio-serial-pci -chardev "file,id=output,path=$run/output" -device virtserialport,chardev=output,nr=1 \
   -chardev "file,id=status,path=$run/status" -device virtserialport,chardev=status,nr=2 \
   "${share[@]}" </dev/null 9>&- &
 qemu=$!
+# Ends with this script, if only a second later.
+(trap - ERR; for ((s = 0; s < limit; s++)); do sleep 1; [ -d "$run" ] || exit 0; done; kill -KILL "$qemu") >/dev/null 2>&1 9>&- &
+watchdog=$!
 cat "$run/output"
 rc=0; wait "$qemu" || rc=$?
 qemu=

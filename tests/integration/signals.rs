@@ -8,8 +8,8 @@ use crate::shell::{Bundle, patience};
 
 /// `sleep` in the background, since a shell runs its traps between commands.
 const TRAPS: &str = "
-    for signal in HUP INT QUIT TERM USR1 USR2; do trap \"echo got $signal; exit 7\" $signal; done
-    trap 'echo winch' WINCH
+    for signal in HUP INT QUIT USR1 USR2 CONT WINCH; do trap \"echo got $signal\" $signal; done
+    trap 'echo got TERM; exit 7' TERM
     echo ready
     while :; do sleep 1000 & wait $!; done";
 
@@ -17,20 +17,22 @@ const TRAPS: &str = "
 fn forwarded_signals_run_the_traps() {
     let mut bundle = Bundle::new();
     bundle.args(&["/bin/sh", "-c", TRAPS]);
+    let mut running = bundle.call().start();
+    running.says("ready\n");
     let all = [
-        (Signal::SIGTERM, "TERM"),
         (Signal::SIGINT, "INT"),
         (Signal::SIGHUP, "HUP"),
         (Signal::SIGQUIT, "QUIT"),
         (Signal::SIGUSR1, "USR1"),
         (Signal::SIGUSR2, "USR2"),
+        (Signal::SIGCONT, "CONT"),
     ];
     for (signal, name) in all {
-        let mut running = bundle.call().start();
-        running.says("ready\n");
         running.signal(signal);
-        running.end().code(7).stdout(format!("ready\ngot {name}\n")).stderr("");
+        running.says(&format!("got {name}\n"));
     }
+    running.signal(Signal::SIGTERM);
+    running.end().code(7).stdout("ready\ngot INT\ngot HUP\ngot QUIT\ngot USR1\ngot USR2\ngot CONT\ngot TERM\n");
 }
 
 /// With no PID namespace of its own the process has the default action, which is to end.
