@@ -61,6 +61,8 @@ impl Creation {
             bundle: std::path::absolute(&self.bundle)?,
             root: global.root(),
             hypervisor: global.hypervisor(),
+            systemd_cgroup: global.systemd_cgroup,
+            rootless: global.rootless(),
             console_socket: self.console_socket.as_deref().map(std::path::absolute).transpose()?,
             start: false,
             keep: true,
@@ -76,7 +78,7 @@ impl Creation {
         self.check_terminal(&request, true)?;
         let id = request.id.clone();
         let monitor = container::start_monitor(
-            Task::Container { request, config: Box::new(config.clone()) },
+            Task::Container { request: Box::new(request), config: Box::new(config.clone()) },
             global.log(),
         )?;
         if let Err(error) = self.tell(&monitor) {
