@@ -99,7 +99,7 @@ pub fn register(vm: &VmFd, memory: &Memory) -> Result<(), Error> {
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,
         };
-        // SAFETY: the mapping stays: main holds `memory` until the process ends, and the VM ends no later.
+        // SAFETY: the mapping stays while a vCPU can run: its thread holds the `Machine`, whose devices hold `memory`.
         unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("give the VM its memory"))?;
     }
     Ok(())
