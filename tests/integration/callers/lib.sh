@@ -12,13 +12,20 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/rt-callers-XXXXXX")
 passed=0 failed=0
 exec </dev/null
 
-# check NAME COMMAND…: it succeeds.
+# check NAME COMMAND…: it succeeds, within two minutes. In a process group of its own, which ends with it.
 check() {
-  local name=$1 output; shift
-  if output=$("$@" 2>&1); then
+  local name=$1 group status deadline=$((SECONDS + 120 * ${RT_TEST_PATIENCE:-1})); shift
+  set -m
+  ("$@") >"$work/output" 2>&1 &
+  group=$!
+  set +m
+  while kill -0 "$group" 2>/dev/null && [ $SECONDS -lt $deadline ]; do sleep 0.05; done
+  if kill -0 "$group" 2>/dev/null; then echo "hung" >>"$work/output"; kill -KILL -- "-$group"; fi
+  wait "$group" 2>/dev/null; status=$?
+  if [ $status -eq 0 ]; then
     passed=$((passed + 1)); echo "test $name ... ok"
   else
-    failed=$((failed + 1)); echo "test $name ... FAILED ($?)"; sed 's/^/    /' <<<"$output" | tail -20
+    failed=$((failed + 1)); echo "test $name ... FAILED ($status)"; sed 's/^/    /' "$work/output" | tail -20
   fi
 }
 
