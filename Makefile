@@ -2,6 +2,7 @@
 # make test     everything: formatting, clippy, unit tests, integration tests here and in a machine whose KVM works
 # make build    rt and a guest for it, in target/release
 # make kernel   the tuned guest kernel (about 14 minutes of processor time, once a machine)
+# make test-callers    conmon, podman, containerd and docker, with rt as their runtime
 # make bench    what a start costs and where the time goes, with runc and crun beside it, here and in the KVM machine
 # make clean    removes target; what was made once a machine stays in ~/.cache/rt
 #
@@ -10,7 +11,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: run test build rt agent guest kernel quick-guest tuned-guest bundle lint unit-test integration integration-test bench clean
+.PHONY: run test build rt agent guest kernel quick-guest tuned-guest bundle lint unit-test integration integration-test test-callers bench clean
 .NOTPARALLEL:
 
 triple := x86_64-unknown-linux-gnu
@@ -25,6 +26,7 @@ guest_packages := binutils xz-utils zstd cpio
 run_packages := qemu-system-x86 busybox-static
 kernel_packages := gcc libc6-dev make flex bison bc perl libelf-dev libssl-dev binutils xz-utils cpio
 test_packages := $(run_packages) util-linux
+caller_packages := $(test_packages) conmon podman containerd docker.io python3
 bench_packages := $(test_packages) runc crun
 
 # $(call need,PACKAGES): installs those that are missing.
@@ -95,6 +97,11 @@ integration: rt quick-guest tuned-guest
 
 integration-test:
 	@tests/integration/all.sh integration
+
+# Programs that call rt where they would call runc.
+test-callers: rt guest
+	$(call need,$(caller_packages))
+	@tests/integration/callers/all.sh
 
 bench: integration
 	$(call need,$(bench_packages))

@@ -81,6 +81,8 @@ impl Console {
         terminal::make_controlling(&pty.slave)?;
         let name = nix::unistd::ttyname(&pty.slave)?;
         fd::send(stream.as_fd(), name.as_os_str().as_encoded_bytes(), pty.master.as_fd())?;
+        // The caller's streams are not the container's then: containerd's shim waits for their end.
+        fd::close_standard()?;
         Ok(Self::Pty(Arc::new(pty.slave)))
     }
 

@@ -50,6 +50,7 @@ impl Monitor<'_> {
         signals: Signals,
         up: &mut dyn FnMut() -> Result<(), Error>,
     ) -> Result<u8, Error> {
+        share::lay_mount_points(self.bundle);
         let share = share::plan(&self.request.id, self.bundle)?;
         let spec = guest_spec(&self.bundle.spec, &share.paths);
         let spec = serde_json::to_vec(&spec).expect("a spec has only string keys");

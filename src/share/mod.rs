@@ -3,6 +3,8 @@
 //! The share's root holds a folder for each container: `ID/rootfs`, and `ID/mounts/N` for the bind mount with index N.
 //! The guest mounts the share at `rt_proto::SHARE_DIR`.
 
+mod mount_points;
+
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +14,8 @@ use nix::sys::statfs::{
 
 use crate::bundle::{Bundle, Error, GuestPaths, is_bind};
 use crate::fsd::Entry;
+
+pub use mount_points::lay as lay_mount_points;
 
 /// What is served for one container and where the guest finds it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -96,3 +96,14 @@ pub fn received(number: RawFd) -> OwnedFd {
     // SAFETY: recvmsg installed the descriptor for this process alone, and its callers hand each number over once.
     unsafe { OwnedFd::from_raw_fd(number) }
 }
+/// Makes descriptors 0, 1 and 2 /dev/null, so that whoever waits for their end sees it.
+///
+/// # Errors
+/// What open(2) or dup2(2) say.
+pub fn close_standard() -> io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(&null)?;
+    Ok(())
+}

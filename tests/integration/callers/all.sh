@@ -1,0 +1,17 @@
+#!/bin/bash
+# Runs the scripts beside it, or those that are named, and says at the end how many checks passed and failed.
+set -uo pipefail
+cd "$(dirname "$0")"
+passed=0 failed=0
+for caller in "${@:-conmon podman containerd docker}"; do
+  for name in $caller; do
+    echo "== $name"
+    output=$("./$name.sh" 2>&1 | tee /dev/stderr)
+    read -r p f < <(sed -nE 's/.*test result: .* ([0-9]+) passed; ([0-9]+) failed.*/\1 \2/p' <<<"$output")
+    # A script without a closing line did not get to its end.
+    passed=$((passed + ${p:-0})) failed=$((failed + ${f:-1}))
+    unset p f
+  done
+done
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]

@@ -1,0 +1,44 @@
+#!/bin/bash
+# docker 20.10: a daemon of its own, without iptables, with rt as its default runtime.
+. "$(dirname "$0")/lib.sh"
+
+mkdir -p "$work/image"
+lay_rootfs "$work/image"
+dockerd --data-root "$work/data" --exec-root "$work/exec" --pidfile "$work/docker.pid" -H "unix://$work/docker.sock" \
+  --iptables=false --ip6tables=false --bridge=none --storage-driver vfs --exec-opt native.cgroupdriver=cgroupfs \
+  --add-runtime "rt=$RT" --default-runtime rt >"$work/dockerd.log" 2>&1 &
+daemon=$!
+trap 'kill $daemon 2>/dev/null; wait $daemon 2>/dev/null' EXIT
+docker() { command docker -H "unix://$work/docker.sock" "$@"; }
+within 60 docker version || { tail "$work/dockerd.log"; exit 1; }
+tar -C "$work/image" -c . | docker import - bb:1 >/dev/null || exit 1
+run() { docker run --rm --network none "$@"; }
+
+check docker::run says hi run bb:1 echo hi
+check docker::exit_code exits 7 run bb:1 sh -c 'exit 7'
+check docker::missing_program exits 127 run bb:1 /no/such/program
+check docker::missing_program_in_path exits 127 run bb:1 nosuchprogram
+check docker::not_executable exits 126 run bb:1 /etc/passwd
+check docker::user says 1000 run --user 1000 bb:1 id -u
+check docker::hostname says name run --hostname name bb:1 hostname
+check docker::volume says data run -v "$work:/v" bb:1 sh -c 'echo data >/v/f; cat /v/f'
+check docker::memory_limit says 134217728 run -m 128m bb:1 cat /sys/fs/cgroup/memory.max
+check docker::cpus says 2 run --cpus 1.5 bb:1 nproc
+check docker::read_only exits 1 run --read-only bb:1 touch /x
+check docker::terminal says /dev/pts/0 sh -c "script -qec \"docker -H unix://$work/docker.sock run --rm -t --network none bb:1 tty\" /dev/null | tr -d '\r'"
+
+detached() { docker run -d --name d --network none bb:1 sh -c 'trap "exit 3" TERM; echo ready; while :; do sleep 0.1; done'; }
+check docker::detached detached
+check docker::logs within 30 sh -c "docker -H unix://$work/docker.sock logs d | grep -q ready"
+check docker::exec says inside docker exec d echo inside
+check docker::exec_exit_code exits 5 docker exec d sh -c 'exit 5'
+check docker::pause docker pause d
+check docker::unpause docker unpause d
+check docker::update docker update --memory 200m --memory-swap 200m d
+check docker::stop docker stop -t 20 d
+check docker::exit_code_of_stopped says 3 docker inspect -f '{{.State.ExitCode}}' d
+check docker::restart docker start d
+check docker::kill docker kill d
+check docker::rm docker rm -f d
+check docker::nothing_is_left no_processes_of "$work"
+summary
