@@ -16,7 +16,7 @@ use nix::sys::time::TimeVal;
 use crate::kmsg;
 
 /// Most streams that may wait at once.
-const LIMIT: usize = 64;
+const LIMIT: usize = 1024;
 /// How long a connection may take to say its number.
 const INTRODUCTION: Duration = Duration::from_secs(5);
 /// How long a container waits for a stream it is to have.

@@ -68,6 +68,19 @@ pub fn terminal_peer(master: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
     }
 }
 
+/// Lets the slave of a new terminal be opened.
+pub fn unlock_terminal(master: BorrowedFd<'_>) -> nix::Result<()> {
+    let locked: libc::c_int = 0;
+    // SAFETY: TIOCSPTLCK reads one int, which outlives the call.
+    Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &locked) }).map(drop)
+}
+
+/// Makes a terminal the controlling one of this session, whose leader the process is.
+pub fn set_controlling_terminal(terminal: BorrowedFd<'_>) -> nix::Result<()> {
+    // SAFETY: TIOCSCTTY takes an integer by value.
+    Errno::result(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0) }).map(drop)
+}
+
 /// Brings the loopback interface up.
 pub fn loopback_up() -> nix::Result<()> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -133,6 +146,47 @@ pub fn fork() -> nix::Result<Option<nix::unistd::Pid>> {
         nix::unistd::ForkResult::Parent { child } => Ok(Some(child)),
         nix::unistd::ForkResult::Child => Ok(None),
     }
+}
+
+/// Forks into a cgroup, given by its directory. The child gets `Ok(None)`.
+///
+/// Only for a process with one thread, as [`fork`].
+pub fn fork_into(group: BorrowedFd<'_>) -> nix::Result<Option<nix::unistd::Pid>> {
+    // linux/sched.h; libc's constant is too narrow.
+    const CLONE_INTO_CGROUP: u64 = 1 << 33;
+    // SAFETY: all-zero bytes are a valid clone_args: no flags, no addresses.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = CLONE_INTO_CGROUP;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    arguments.cgroup = group.as_raw_fd() as u64;
+    let size = std::mem::size_of::<libc::clone_args>();
+    // SAFETY: no memory is shared with the child and no address given, so it is a fork; PID 1, the only caller, has no
+    // thread that could hold a lock.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &arguments, size) };
+    Ok(match Errno::result(result)? {
+        0 => None,
+        pid => Some(nix::unistd::Pid::from_raw(pid as i32)),
+    })
+}
+
+/// Lets this process have as many descriptors as it may.
+pub fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// Closes descriptors `first` to `last`, which nobody may use any more.
+pub fn close_range(first: u32, last: u32) {
+    // SAFETY: takes three integers; only a process that is about to call execve, and uses none of them, calls this.
+    let _ = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+}
+
+/// Whether others may look into this process. execve(2) makes it so again.
+pub fn set_dumpable(dumpable: bool) {
+    // SAFETY: takes two integers by value.
+    let _ = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, libc::c_ulong::from(dumpable), 0, 0, 0) };
 }
 
 /// Reaps one ended child, without waiting: its pid and what a shell would make of its end. `None` when none has ended.

@@ -107,7 +107,10 @@ mod tests {
         let state = monitor.run_state().unwrap();
         assert!(trouble(&state).unwrap().contains("internal-error"));
         let commands = qemu.join().unwrap();
-        assert!(commands[0].contains("qmp_capabilities") && commands[1].contains("query-status"), "{commands:?}");
+        assert!(
+            commands[0].contains("qmp_capabilities") && commands[1].contains("query-status"),
+            "{commands:?}"
+        );
         assert_eq!(trouble(&RunState::running), None);
     }
 
