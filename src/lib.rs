@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod bundle;
+pub mod cgroup;
 pub mod cmd;
 pub mod config;
 pub mod container;

@@ -26,8 +26,8 @@ pub fn is_bind(mount: &Mount) -> bool {
 /// - `root.path` and the sources of bind mounts become the guest's paths.
 /// - Namespaces lose their host paths. The network namespace goes: the VM's own is the container's.
 /// - Labels and profiles of the host's security modules go, as the guest has none of them and the VM is what isolates.
-/// - cgroupsPath goes, being the host's; so do limits on host devices and what only cgroup v1 had. The limits
-///   themselves stay and hold in the guest.
+/// - cgroupsPath goes, being the host's; so do limits on host devices, what only cgroup v1 had, and the numbers of
+///   the host's CPUs and memory nodes, which bind the VM. All other limits stay and hold in the guest.
 pub fn guest_spec(host: &Spec, paths: &GuestPaths) -> Spec {
     let mut spec = host.clone();
     if let Some(root) = spec.root_mut() {
@@ -53,6 +53,10 @@ pub fn guest_spec(host: &Spec, paths: &GuestPaths) -> Spec {
         if let Some(resources) = linux.resources_mut() {
             resources.set_network(None);
             resources.set_rdma(None);
+            if let Some(cpu) = resources.cpu_mut() {
+                cpu.set_cpus(None);
+                cpu.set_mems(None);
+            }
             if let Some(block_io) = resources.block_io_mut() {
                 block_io.set_weight_device(None);
                 block_io.set_throttle_read_bps_device(None);
@@ -89,6 +93,7 @@ mod tests {
             ],
             "linux": {
                 "cgroupsPath": "/host/cgroup",
+                "resources": {"cpu": {"cpus": "5", "mems": "1", "quota": 7}},
                 "namespaces": [{"type": "pid", "path": "/proc/1/ns/pid"}, {"type": "network"}],
             },
         }))
@@ -99,6 +104,7 @@ mod tests {
         assert_eq!(guest["mounts"][1]["source"], "/g/m/1");
         assert_eq!(guest["mounts"][1]["options"], json!(["rbind", "ro"]));
         assert_eq!(guest["linux"]["namespaces"], json!([{"type": "pid"}]));
+        assert_eq!(guest["linux"]["resources"]["cpu"], json!({"quota": 7}));
         assert!(!guest.to_string().contains("host"), "{guest}");
         assert!(guest["process"].get("apparmorProfile").is_none());
     }

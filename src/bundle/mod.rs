@@ -8,7 +8,7 @@ mod guest_spec;
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 
 pub use guest_spec::{GuestPaths, guest_spec, is_bind};
 
@@ -84,6 +84,16 @@ impl Bundle {
             return Err(Error::RootfsKind { path: rootfs });
         }
         Ok(Self { dir, rootfs, spec })
+    }
+
+    /// The host's cgroup for the container.
+    pub fn cgroups_path(&self) -> Option<&Path> {
+        self.spec.linux().as_ref()?.cgroups_path().as_deref().filter(|path| !path.as_os_str().is_empty())
+    }
+
+    /// The limits of the container.
+    pub fn resources(&self) -> Option<&LinuxResources> {
+        self.spec.linux().as_ref()?.resources().as_ref()
     }
 
     /// Whether the container's process has a terminal.

@@ -82,7 +82,7 @@ impl Arguments {
             let monitor = MonitorProcess::own()?;
             return Ok(container::exec(&request, config, &mut || tell(&monitor))?);
         }
-        let task = Task::Exec { request, config: Box::new(config.clone()) };
+        let task = Task::Exec { request: Box::new(request), config: Box::new(config.clone()) };
         let monitor = container::start_monitor(task, global.log())?;
         tell(&monitor).inspect_err(|_| monitor.kill())?;
         Ok(0)

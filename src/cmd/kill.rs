@@ -18,13 +18,17 @@ pub struct Arguments {
     #[arg(value_name = "ID")]
     id: String,
     /// Name with or without SIG, or number
-    #[arg(value_name = "SIGNAL", default_value = "SIGTERM", value_parser = parse)]
-    signal: i32,
+    #[arg(value_name = "SIGNAL", default_value = "SIGTERM", allow_negative_numbers = true)]
+    signal: String,
 }
 
 impl Arguments {
     pub fn run(&self, global: &Global, config: &Config) -> anyhow::Result<u8> {
-        container::kill(&global.store(), config, &self.id, self.signal, self.all)?;
+        let store = global.store();
+        // First, as runc: callers ask for what does not exist rather than for what cannot be sent.
+        store.read(&self.id)?;
+        let signal = parse(&self.signal).map_err(anyhow::Error::msg)?;
+        container::kill(&store, config, &self.id, signal, self.all)?;
         Ok(0)
     }
 }

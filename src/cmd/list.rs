@@ -3,7 +3,6 @@
 use std::fmt::Write;
 
 use clap::ValueEnum;
-use serde_json::json;
 
 use super::{Global, write_out};
 use crate::container::{self, StateView};
@@ -32,8 +31,8 @@ impl Arguments {
             (true, _) => views.iter().fold(String::new(), |text, view| text + &view.id + "\n"),
             (false, Format::Table) => table(&views),
             // As Go's encoder writes an empty list that was never made.
-            (false, Format::Json) if views.is_empty() => "null".into(),
-            (false, Format::Json) => json!(views).to_string(),
+            (false, Format::Json) if views.is_empty() => "null\n".into(),
+            (false, Format::Json) => serde_json::to_string(&views)? + "\n",
         };
         write_out(&text)?;
         Ok(0)

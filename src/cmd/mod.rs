@@ -3,22 +3,25 @@
 mod checkpoint;
 mod create;
 mod delete;
+mod events;
 mod exec;
+mod features;
 mod kill;
 mod list;
 mod pause;
 mod ps;
 mod resume;
 mod run;
+mod spec;
 mod start;
 mod state;
 mod update;
+mod usage;
 
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::LazyLock;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -32,12 +35,17 @@ use crate::{fsd, hypervisor, log, sys};
 const FAILURE: u8 = 1;
 /// The runtime-spec version that rt follows.
 const SPEC_VERSION: &str = "1.2.0";
+/// What rt was built from, as the build says.
+const COMMIT: &str = match option_env!("RT_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
 
 #[derive(Debug, Parser)]
 #[command(
     name = "rt",
     about = "Runs OCI containers, each in its own lightweight virtual machine",
-    version = version(),
+    version = usage::version(),
     disable_version_flag = true,
     subcommand_required = true
 )]
@@ -63,12 +71,28 @@ struct Global {
     /// Directory of the containers' state [default: /run/rt, or $XDG_RUNTIME_DIR/rt for other users than root]
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
+    /// cgroupsPath has systemd's form, SLICE:PREFIX:NAME
+    #[arg(long)]
+    systemd_cgroup: bool,
+    /// Go on without host cgroups where they are not allowed; auto: unless root
+    #[arg(long, value_enum, default_value = "auto")]
+    rootless: Rootless,
+    /// Accepted for runc's sake: a virtual machine is not CRIU's to save
+    #[arg(long, value_name = "PATH", hide = true)]
+    criu: Option<PathBuf>,
     /// What carries the virtual machine
     #[arg(long, value_enum, default_value = "auto")]
     hypervisor: HypervisorChoice,
     /// Print the version
     #[arg(short, long, action = clap::ArgAction::Version)]
     version: Option<bool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Rootless {
+    True,
+    False,
+    Auto,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -83,17 +107,20 @@ enum HypervisorChoice {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    Checkpoint(checkpoint::Arguments),
+    Checkpoint(checkpoint::Checkpoint),
     Create(create::Arguments),
     Delete(delete::Arguments),
+    Events(events::Arguments),
     Exec(Box<exec::Arguments>),
+    Features(features::Arguments),
     Kill(kill::Arguments),
     List(list::Arguments),
     Pause(pause::Arguments),
     Ps(ps::Arguments),
-    Restore(checkpoint::Arguments),
+    Restore(checkpoint::Restore),
     Resume(resume::Arguments),
     Run(run::Arguments),
+    Spec(spec::Arguments),
     Start(start::Arguments),
     State(state::Arguments),
     Update(Box<update::Arguments>),
@@ -102,8 +129,10 @@ enum Verb {
 impl Verb {
     fn run(&self, global: &Global, timeline: Timeline) -> anyhow::Result<u8> {
         match self {
-            Self::Checkpoint(arguments) => arguments.run("checkpoint"),
-            Self::Restore(arguments) => arguments.run("restore"),
+            Self::Checkpoint(arguments) => arguments.run(),
+            Self::Restore(arguments) => arguments.run(),
+            Self::Features(arguments) => arguments.run(),
+            Self::Spec(arguments) => arguments.run(),
             Self::List(arguments) => arguments.run(global),
             Self::State(arguments) => arguments.run(global),
             other => other.run_configured(global, &Config::load()?, timeline),
@@ -114,6 +143,7 @@ impl Verb {
         match self {
             Self::Create(arguments) => arguments.run(global, config),
             Self::Delete(arguments) => arguments.run(global, config),
+            Self::Events(arguments) => arguments.run(global, config),
             Self::Exec(arguments) => arguments.run(global, config),
             Self::Kill(arguments) => arguments.run(global, config),
             Self::Pause(arguments) => arguments.run(global, config),
@@ -122,9 +152,12 @@ impl Verb {
             Self::Run(arguments) => arguments.run(global, config, timeline),
             Self::Start(arguments) => arguments.run(global, config),
             Self::Update(arguments) => arguments.run(global, config),
-            Self::Checkpoint(_) | Self::Restore(_) | Self::List(_) | Self::State(_) => {
-                self.run(global, timeline)
-            }
+            Self::Checkpoint(_)
+            | Self::Restore(_)
+            | Self::Features(_)
+            | Self::List(_)
+            | Self::Spec(_)
+            | Self::State(_) => self.run(global, timeline),
         }
     }
 
@@ -156,6 +189,15 @@ impl Global {
         }
     }
 
+    /// Whether rt goes on without host cgroups where they are not allowed.
+    fn rootless(&self) -> bool {
+        match self.rootless {
+            Rootless::True => true,
+            Rootless::False => false,
+            Rootless::Auto => !nix::unistd::geteuid().is_root(),
+        }
+    }
+
     fn hypervisor(&self) -> Option<Kind> {
         match self.hypervisor {
             HypervisorChoice::Auto => None,
@@ -176,15 +218,7 @@ pub fn main() -> ExitCode {
     }
     match Arguments::try_parse_from(&arguments) {
         Ok(arguments) => dispatch(&arguments, timeline),
-        Err(error) if error.use_stderr() => {
-            println!("Incorrect Usage.\n\n{error}");
-            ExitCode::from(FAILURE)
-        }
-        // Help or version, which were asked for.
-        Err(answer) => {
-            print!("{answer}");
-            ExitCode::SUCCESS
-        }
+        Err(answer) => usage::answer(&arguments, &answer),
     }
 }
 
@@ -225,15 +259,6 @@ fn write_out(text: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()
-}
-
-/// Three lines after the name, which clap puts before: older callers count them.
-fn version() -> &'static str {
-    static TEXT: LazyLock<String> = LazyLock::new(|| {
-        let commit = option_env!("RT_COMMIT").unwrap_or("unknown");
-        format!("version {}\ncommit: {commit}\nspec: {SPEC_VERSION}", env!("CARGO_PKG_VERSION"))
-    });
-    &TEXT
 }
 
 fn restore_terminal_on_panic() {

@@ -22,6 +22,7 @@ pub const DEFAULT_PATH: &str = "/etc/rt/config.toml";
 pub struct Config {
     pub hypervisor: Hypervisor,
     pub agent: Agent,
+    pub cgroup: Cgroup,
 }
 
 /// `[hypervisor]`: the virtual machine.
@@ -36,10 +37,12 @@ pub struct Hypervisor {
     pub initramfs: Option<PathBuf>,
     /// Appended to the guest's kernel command line.
     pub kernel_parameters: String,
-    /// Virtual CPUs, 1 to 32.
+    /// Virtual CPUs, 1 to 32; a container whose limits allow more gets more.
     pub vcpus: u8,
-    /// Memory of the virtual machine in MiB, 48 to 65,536.
+    /// Memory in MiB of the virtual machine of a container without a memory limit, 48 to 65,536.
     pub memory_mib: u32,
+    /// What a virtual machine gets beyond its container's memory limit, for kernel and agent, in MiB, 48 to 4,096.
+    pub memory_overhead_mib: u32,
     /// Logs the guest's whole console rather than its warnings only.
     pub console: bool,
     /// The QEMU binary; absent: `qemu-system-x86_64` in PATH.
@@ -55,6 +58,7 @@ impl Default for Hypervisor {
             kernel_parameters: String::new(),
             vcpus: 1,
             memory_mib: 256,
+            memory_overhead_mib: 96,
             console: false,
             qemu: None,
         }
@@ -72,6 +76,22 @@ pub struct Agent {
 impl Default for Agent {
     fn default() -> Self {
         Self { timeout_ms: 30_000 }
+    }
+}
+
+/// `[cgroup]`: what a sandbox may use on the host beyond its container's limits, where linux.cgroupsPath names a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cgroup {
+    /// For VMM, file server and monitor beyond the machine's memory, in MiB.
+    pub memory_overhead_mib: u32,
+    /// Percent of one processor.
+    pub cpu_overhead_percent: u32,
+}
+
+impl Default for Cgroup {
+    fn default() -> Self {
+        Self { memory_overhead_mib: 256, cpu_overhead_percent: 100 }
     }
 }
 
@@ -137,6 +157,10 @@ impl Config {
                 hypervisor.memory_mib.to_string(),
                 "from 48 to 65536",
             ));
+        }
+        if !(48..=4096).contains(&hypervisor.memory_overhead_mib) {
+            let value = hypervisor.memory_overhead_mib.to_string();
+            return Err(range("hypervisor.memory_overhead_mib", value, "from 48 to 4096"));
         }
         if !(100..=3_600_000).contains(&config.agent.timeout_ms) {
             let value = config.agent.timeout_ms.to_string();

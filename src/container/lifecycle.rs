@@ -4,7 +4,6 @@
 //! hold the record's lock from the check to the change. Looking needs neither lock nor agent, and deleting needs
 //! no agent: they work when the VM is dead.
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use super::Error;
 use super::hooks::{self, Moment};
 use super::record::{self, Record, State, Status, Store};
 use super::state::StateView;
+use super::stats::Stats;
 use crate::agent::{Agent, OomWatch, ProcessInfo};
 use crate::config::Config;
 use crate::sys::pidfd::{self, ProcessId};
@@ -110,6 +110,7 @@ pub fn delete(store: &Store, config: &Config, id: &str, force: bool) -> Result<(
     let state = store.lock(id)?;
     let record = state.read().unwrap_or(record);
     let view = StateView::for_hook(&record, Status::Stopped);
+    crate::cgroup::remove(&record.cgroups)?;
     state.remove()?;
     if let Err(error) = hooks::run(Moment::Poststop, &record.hooks, &view) {
         tracing::warn!("{error}");
@@ -211,8 +212,8 @@ pub fn processes(store: &Store, config: &Config, id: &str) -> Result<Vec<Process
 ///
 /// # Errors
 /// [`Error::NotRunning`] when it has stopped; else what the agent says.
-pub fn stats(store: &Store, config: &Config, id: &str) -> Result<HashMap<String, String>, Error> {
-    Ok(live(store, config, id)?.container_stats(id)?)
+pub fn stats(store: &Store, config: &Config, id: &str) -> Result<Stats, Error> {
+    Ok(Stats::from_cgroup(&live(store, config, id)?.container_stats(id)?))
 }
 
 /// Waits for news of the guest's out-of-memory killer; `seen` is what was known before.
@@ -239,7 +240,10 @@ pub fn list(store: &Store) -> Result<Vec<StateView>, Error> {
     let mut views = Vec::new();
     for id in store.ids()? {
         match store.read(&id) {
-            Ok(record) => views.push(StateView::of(&record)),
+            Ok(record) => {
+                let owner = store.owner(&id).unwrap_or_default();
+                views.push(StateView { owner, ..StateView::of(&record) });
+            }
             // Deleted meanwhile.
             Err(record::Error::Missing(_)) => {}
             Err(error) => tracing::warn!("{error}"),

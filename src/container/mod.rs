@@ -13,6 +13,7 @@ mod monitor;
 mod record;
 mod signals;
 mod state;
+mod stats;
 mod stdio;
 mod task;
 mod wait;
@@ -27,9 +28,11 @@ pub use id::{InvalidId, generate, validate};
 pub use lifecycle::{delete, kill, list, pause, processes, resume, start, stats, update, watch_oom};
 pub use record::{Error as StateError, Record, Status, Store};
 pub use state::StateView;
+pub use stats::Stats;
 pub use task::{MonitorProcess, Task, main as monitor_main, start as start_monitor};
 
 use crate::bundle::{self, Bundle};
+use crate::cgroup;
 use crate::config::{self, Config};
 use crate::hypervisor::{self, Kind};
 use crate::sandbox::{self, Timeline};
@@ -57,6 +60,8 @@ pub enum Error {
     Agent(#[from] crate::agent::Error),
     #[error(transparent)]
     Hypervisor(#[from] hypervisor::Error),
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::Error),
     #[error("cannot {what}")]
     System {
         what: &'static str,
@@ -118,6 +123,10 @@ pub struct Request {
     pub root: PathBuf,
     /// From a flag; overrides the configuration.
     pub hypervisor: Option<Kind>,
+    /// linux.cgroupsPath has systemd's form.
+    pub systemd_cgroup: bool,
+    /// Goes on without the host's cgroups where they are not allowed.
+    pub rootless: bool,
     /// Who gets the upper end of the container's terminal.
     pub console_socket: Option<PathBuf>,
     /// The container is started as soon as it has been created.
@@ -145,10 +154,22 @@ pub fn carry(
     let signals = Signals::block().map_err(system("block signals"))?;
     let store = Store::new(request.root.clone());
     let mut record = Record::new(&request.id, &bundle);
+    let cgroup = bundle.cgroups_path().map(|path| cgroup::Plan::new(path, request.systemd_cgroup));
+    let cgroup = cgroup.transpose()?.flatten();
+    record.cgroups = cgroup.as_ref().map(cgroup::Plan::paths).unwrap_or_default();
     record.monitor = ProcessId::of(std::process::id() as i32);
     store.create(&record)?;
-    let mut monitor =
-        Monitor { request, config, bundle: &bundle, store: &store, record, is_up: false, timeline };
+    let mut monitor = Monitor {
+        request,
+        config,
+        bundle: &bundle,
+        store: &store,
+        record,
+        cgroup,
+        member: None,
+        is_up: false,
+        timeline,
+    };
     let result = monitor.carry(signals, up);
     let removed = monitor.leave();
     monitor.timeline.mark("rt.cleaned-up");

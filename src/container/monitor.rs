@@ -12,11 +12,16 @@ use super::stdio::{Pumps, Stdio};
 use super::{Error, Request, system, wait};
 use crate::agent;
 use crate::bundle::{Bundle, guest_spec};
+use crate::cgroup::{self, Limits, Overhead};
 use crate::config::{Config, Guest};
 use crate::hypervisor::select;
-use crate::sandbox::{self, Booting, Plan, Sandbox, Timeline};
+use crate::log;
+use crate::sandbox::{self, Booting, Plan, Sandbox, Size, Timeline};
 use crate::share;
 use crate::sys::pidfd::ProcessId;
+
+/// Threads of VMM, file server and monitor beyond the container's own limit of processes.
+const TASKS_OVERHEAD: u32 = 512;
 
 /// One container's monitor.
 pub struct Monitor<'a> {
@@ -26,6 +31,10 @@ pub struct Monitor<'a> {
     pub store: &'a Store,
     /// As this process last wrote it; other verbs may have changed its status since.
     pub record: Record,
+    /// The host's cgroups that the bundle asks for.
+    pub cgroup: Option<cgroup::Plan>,
+    /// This process's way out of them.
+    pub member: Option<cgroup::Member>,
     /// The container was created (and started, if so asked), and whoever asked knows.
     pub is_up: bool,
     pub timeline: Timeline,
@@ -69,7 +78,13 @@ impl Monitor<'_> {
                 other => Ok(other.map(drop)?),
             };
         }
-        self.store.lock(&self.request.id)?.remove()?;
+        let state = self.store.lock(&self.request.id)?;
+        if let Some(member) = self.member.take() {
+            member.leave();
+        }
+        // The record last: as long as it is there, what it names can be removed.
+        cgroup::remove(&self.record.cgroups)?;
+        state.remove()?;
         let state = StateView::for_hook(&self.record, Status::Stopped);
         if let Err(error) = hooks::run(Moment::Poststop, &self.record.hooks, &state) {
             // As the runtime-spec has it: the container is gone already.
@@ -81,7 +96,10 @@ impl Monitor<'_> {
     fn launch(&mut self, share: share::Plan) -> Result<Booting, Error> {
         let guest = Guest::find(&self.config.hypervisor)?;
         let state_dir = self.store.path(&self.request.id);
-        let plan = Plan::new(&self.request.id, &state_dir, self.config, &guest, share.entries);
+        let resources = self.bundle.resources();
+        let size = Size::new(resources, &self.config.hypervisor);
+        self.enter_cgroup(size)?;
+        let plan = Plan::new(&self.request.id, &state_dir, self.config, &guest, size, share.entries);
         self.timeline.mark("rt.planned");
         let wanted = self.request.hypervisor.or(self.config.hypervisor.kind);
         let (hypervisor, warning) = select::select(wanted, &self.config.hypervisor)?;
@@ -95,6 +113,26 @@ impl Monitor<'_> {
             record.fsd = ProcessId::of(booting.fsd().pid());
         })?;
         Ok(booting)
+    }
+
+    /// Moves this process into the bundle's cgroup, so that all that it starts is born there.
+    fn enter_cgroup(&mut self, size: Size) -> Result<(), Error> {
+        let Some(cgroup) = &self.cgroup else { return Ok(()) };
+        let overhead = Overhead {
+            machine_mib: size.memory_mib,
+            memory_mib: self.config.cgroup.memory_overhead_mib,
+            cpu_percent: self.config.cgroup.cpu_overhead_percent,
+            tasks: TASKS_OVERHEAD,
+        };
+        match cgroup.enter(&Limits { resources: self.bundle.resources(), overhead }) {
+            Ok(member) => self.member = Some(member),
+            Err(error) if self.request.rootless && error.is_denied() => {
+                tracing::warn!("going on without a cgroup: {}", log::chain(&error));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        self.timeline.mark("rt.cgroup-entered");
+        Ok(())
     }
 
     /// Runs the hooks while the guest boots, then waits for its agent.

@@ -8,11 +8,12 @@
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
+use nix::unistd::{Uid, User};
 use oci_spec::runtime::{Hooks, Process};
 use serde::{Deserialize, Serialize};
 
@@ -94,6 +95,9 @@ pub struct Record {
     pub monitor: Option<ProcessId>,
     pub vm: Option<VmRecord>,
     pub fsd: Option<ProcessId>,
+    /// The host's cgroups, to be removed.
+    #[serde(default)]
+    pub cgroups: Vec<PathBuf>,
 }
 
 impl Record {
@@ -113,6 +117,7 @@ impl Record {
             monitor: None,
             vm: None,
             fsd: None,
+            cgroups: Vec::new(),
         }
     }
 
@@ -211,10 +216,7 @@ impl Store {
         };
         let locked = lock.metadata().map_err(failed("look at the state directory"))?;
         let current = std::fs::metadata(&path).map_err(failed("look at the state directory"))?;
-        let same = |a: &std::fs::Metadata, b: &std::fs::Metadata| {
-            use std::os::unix::fs::MetadataExt;
-            (a.dev(), a.ino()) == (b.dev(), b.ino())
-        };
+        let same = |a: &std::fs::Metadata, b: &std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
         if same(&locked, &current) {
             Ok(State { id: id.into(), path, _lock: lock })
         } else {
@@ -228,6 +230,16 @@ impl Store {
     /// [`Error`]
     pub fn read(&self, id: &str) -> Result<Record, Error> {
         read(id, &self.path(id))
+    }
+
+    /// The name of the user whose state directory it is, else `#` and the number, as runc has it.
+    ///
+    /// # Errors
+    /// What stat(2) says.
+    pub fn owner(&self, id: &str) -> io::Result<String> {
+        let uid = std::fs::metadata(self.path(id))?.uid();
+        let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
+        Ok(user.map_or_else(|| format!("#{uid}"), |user| user.name))
     }
 
     /// The IDs of all containers, sorted.
@@ -341,6 +353,7 @@ mod tests {
             monitor: ProcessId::of(std::process::id() as i32),
             vm: None,
             fsd: None,
+            cgroups: Vec::new(),
         }
     }
 

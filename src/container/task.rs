@@ -32,7 +32,7 @@ pub enum Task {
     /// Create a container, and start it if so asked; stand for it until it ends.
     Container { request: Request, config: Box<Config> },
     /// Run a process in a running container; stand for it until it ends.
-    Exec { request: ExecRequest, config: Box<Config> },
+    Exec { request: Box<ExecRequest>, config: Box<Config> },
 }
 
 impl Task {

@@ -4,6 +4,7 @@
 //! acquired ends with the value that owns it, and with the process that started it (PR_SET_PDEATHSIG). The
 //! caller has written its state record before.
 
+mod size;
 mod timeline;
 
 use std::path::Path;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+pub use size::Size;
 pub use timeline::Timeline;
 
 use crate::agent::{self, Agent};
@@ -45,13 +47,20 @@ pub struct Plan {
 
 impl Plan {
     /// The plan for a sandbox of its own for one container.
-    pub fn new(id: &str, state_dir: &Path, config: &Config, guest: &Guest, entries: Vec<Entry>) -> Self {
+    pub fn new(
+        id: &str,
+        state_dir: &Path,
+        config: &Config,
+        guest: &Guest,
+        size: Size,
+        entries: Vec<Entry>,
+    ) -> Self {
         let hypervisor = &config.hypervisor;
         Self {
             vm: VmSpec {
                 id: id.into(),
-                vcpus: hypervisor.vcpus,
-                memory_mib: hypervisor.memory_mib,
+                vcpus: size.vcpus,
+                memory_mib: size.memory_mib,
                 kernel: guest.kernel.clone(),
                 initramfs: guest.initramfs.clone(),
                 kernel_parameters: hypervisor.kernel_parameters.clone(),

@@ -45,9 +45,16 @@ pub fn plan(id: &str, bundle: &Bundle) -> Result<Plan, Error> {
             plan.paths.binds.insert(index, source);
             continue;
         }
+        let readonly = is_readonly(mount.options());
+        // One source is one entry, so that it is one file in the guest: locks, sockets and caches then meet.
+        let same = plan.entries.iter().find(|entry| entry.source == source && entry.readonly == readonly);
+        if let Some(entry) = same {
+            plan.paths.binds.insert(index, guest(&entry.name));
+            continue;
+        }
         let name: PathBuf = Path::new(id).join("mounts").join(index.to_string());
         plan.paths.binds.insert(index, guest(&name));
-        plan.entries.push(Entry { name, source, readonly: is_readonly(mount.options()) });
+        plan.entries.push(Entry { name, source, readonly });
     }
     Ok(plan)
 }
@@ -98,6 +105,14 @@ mod tests {
         assert_eq!(plan.paths.binds[&1], Path::new("/run/rt/share/c1/mounts/1"));
         assert_eq!(plan.paths.binds[&2], Path::new("/dev/null"));
         assert_eq!(plan.paths.binds[&3], Path::new("/proc/sys"));
+    }
+
+    #[test]
+    fn one_source_is_one_entry() {
+        let bind = |to: &str| json!({"destination": to, "type": "bind", "source": "hosts"});
+        let plan = planned(json!([bind("/a"), bind("/b")])).unwrap();
+        assert_eq!(plan.entries.len(), 2);
+        assert_eq!(plan.paths.binds[&0], plan.paths.binds[&1]);
     }
 
     #[test]

@@ -21,7 +21,8 @@ fn this_is_the_place_it_is_said_to_be() {
 /// Emulation is chosen by itself, and said once, with the reason, through the log.
 #[test]
 fn emulation_is_logged_and_kvm_is_not() {
-    let ended = Bundle::new().call().end();
+    let bundle = Bundle::new();
+    let ended = bundle.call().end();
     ended.code(0).stderr("");
     let warnings: Vec<String> =
         ended.log().lines().filter(|line| line.contains("level=warning")).map(str::to_owned).collect();

@@ -14,6 +14,7 @@ cat >"$dir/config.json" <<JSON
 {
   "ociVersion": "1.0.2",
   "root": {"path": "rootfs"},
+  "hostname": "busybox",
   "process": {
     "user": {"uid": 0, "gid": 0},
     "args": ["/bin/sh", "-c", "$script"],

@@ -140,7 +140,7 @@ fn a_bind_source_that_is_missing_is_an_error() {
 fn an_unknown_file_system_is_an_error() {
     let mut bundle = Bundle::new();
     bundle.mount("/v", "nosuchfs", "none", &[]);
-    bundle.call().end().fails(&["nosuchfs"]);
+    bundle.call().end().fails(&["/v", "no such device"]);
 }
 
 #[test]

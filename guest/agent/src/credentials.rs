@@ -9,6 +9,7 @@ use nix::unistd::{Gid, setgroups};
 use oci_spec::runtime::{Capability, LinuxCapabilities, PosixRlimit, PosixRlimitType, User};
 
 use crate::lookup::words;
+use crate::sys::{self, control};
 
 /// The kernel's numbers (linux/capability.h): a name's place.
 const NAMES: [&str; 41] = [
@@ -94,10 +95,7 @@ fn bit(capability: Capability) -> u64 {
 /// For the user.
 pub fn set_limits(limits: &[PosixRlimit]) -> Result<(), String> {
     for limit in limits {
-        let value = libc::rlimit { rlim_cur: limit.soft(), rlim_max: limit.hard() };
-        // SAFETY: setrlimit reads one struct rlimit, which outlives the call.
-        let result = unsafe { libc::setrlimit(resource(limit.typ()), &value) };
-        Errno::result(result)
+        sys::set_limit(resource(limit.typ()), limit.soft(), limit.hard())
             .map_err(|error| format!("error setting rlimit type {:?}: {}", limit.typ(), words(error)))?;
     }
     Ok(())
@@ -147,7 +145,8 @@ pub fn assume(
     nix::unistd::setresuid(uid, uid, uid).map_err(failed("setuid"))?;
     control(libc::PR_SET_KEEPCAPS, 0, 0).map_err(failed("unable to clear keep caps"))?;
     between()?;
-    set_capabilities(capabilities).map_err(failed("unable to apply caps"))?;
+    sys::set_capabilities(capabilities.effective, capabilities.permitted, capabilities.inheritable)
+        .map_err(failed("unable to apply caps"))?;
     set_ambient(capabilities.ambient);
     Ok(())
 }
@@ -166,37 +165,19 @@ fn set_groups(gids: &[u32]) -> nix::Result<()> {
     }
 }
 
-fn control(option: i32, first: u64, second: u64) -> nix::Result<i32> {
-    // SAFETY: the options that are used take numbers only.
-    Errno::result(unsafe { libc::prctl(option, first, second, 0u64, 0u64) })
-}
-
 fn limit_bounding(mask: u64) -> nix::Result<()> {
     for number in 0..64 {
         if mask & (1 << number) != 0 {
             continue;
         }
         match control(libc::PR_CAPBSET_DROP, number, 0) {
-            Ok(_) => {}
+            Ok(()) => {}
             // Beyond the kernel's last.
             Err(Errno::EINVAL) => break,
             Err(error) => return Err(error),
         }
     }
     Ok(())
-}
-
-/// struct __user_cap_data_struct, twice: the low and the high halves.
-fn set_capabilities(capabilities: &Capabilities) -> nix::Result<()> {
-    const VERSION_3: u32 = 0x2008_0522;
-    let header = [VERSION_3, 0];
-    let halves = |shift: u32| {
-        [capabilities.effective, capabilities.permitted, capabilities.inheritable]
-            .map(|mask| (mask >> shift) as u32)
-    };
-    let data = [halves(0), halves(32)];
-    // SAFETY: capset reads the header's two words and, in this version, two structures of three words each.
-    Errno::result(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) }).map(drop)
 }
 
 /// As runc: what is not both permitted and inheritable cannot be ambient, and is passed over.
@@ -212,7 +193,7 @@ fn set_ambient(mask: u64) {
 /// # Errors
 /// prctl(2)'s.
 pub fn set_no_new_privileges() -> nix::Result<()> {
-    control(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop)
+    control(libc::PR_SET_NO_NEW_PRIVS, 1, 0)
 }
 
 #[cfg(test)]

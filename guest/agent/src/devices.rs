@@ -5,12 +5,12 @@
 //! follow the configuration's rules. Kernel: BPF_PROG_TYPE_CGROUP_DEVICE, Documentation/admin-guide/cgroup-v2.rst.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
-use crate::cgroup;
+use crate::{cgroup, sys};
 
 const BLOCK: i32 = 1;
 const CHARACTER: i32 = 2;
@@ -61,7 +61,7 @@ pub fn confine(container: &str, rules: &[LinuxDeviceCgroup]) -> Result<(), Strin
         let program = load(&program(&rules))?;
         // union bpf_attr of BPF_PROG_ATTACH: target, program, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI.
         let attributes = [group.as_raw_fd() as u32, program.as_raw_fd() as u32, 6, 2];
-        bpf(8, &attributes).map(drop)
+        sys::bpf(8, &attributes).map(drop)
     };
     attach().map_err(|error| format!("cannot apply the device rules: {}", error.desc()))
 }
@@ -169,17 +169,7 @@ fn load(code: &[Instruction]) -> nix::Result<OwnedFd> {
     // union bpf_attr of BPF_PROG_LOAD: BPF_PROG_TYPE_CGROUP_DEVICE, count, instructions, licence, no log.
     let attributes =
         [15, code.len() as u32, code_at[0], code_at[1], licence_at[0], licence_at[1], 0, 0, 0, 0, 0, 0];
-    let fd = bpf(5, &attributes)?;
-    // SAFETY: the kernel has just made this descriptor; nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn bpf(command: i32, attributes: &[u32]) -> nix::Result<i32> {
-    // SAFETY: the kernel reads as many bytes as it is told of; addresses among them are those of buffers that the callers hold.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), std::mem::size_of_val(attributes))
-    };
-    Errno::result(result).map(|value| value as i32)
+    sys::bpf_object(5, &attributes)
 }
 
 #[cfg(test)]

@@ -84,7 +84,8 @@ fn become_it(
     let mut kept: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     kept.extend([init.as_raw_fd(), socket.as_raw_fd()]);
     close_all_but(kept);
-    sys::set_dumpable(false);
+    // execve makes it so again.
+    let _ = sys::control(libc::PR_SET_DUMPABLE, 0, 0);
     let mut fds = fds.into_iter();
     let order = fds.next().ok_or("no order came with the request")?;
     let (order, filter) = Order::read(order).map_err(|error| format!("cannot read the order: {error}"))?;

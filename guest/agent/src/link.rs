@@ -1,22 +1,19 @@
 //! The packet socket between PID 1 ([`crate::supervisor`]) and its serving child ([`crate::service`]), and the one between a
 //! runner and PID 1: one JSON message per packet, descriptors beside it. Both ends are this program.
 
-use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::io::IoSlice;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
-    socketpair,
-};
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::sys;
+
 /// Longest message in bytes; what is longer is cut by its sender.
 const LIMIT: usize = 32 * 1024;
-/// Most descriptors beside one message.
-const MAX_FDS: usize = 4;
 
 /// From the server to PID 1.
 #[derive(Debug, Serialize, Deserialize)]
@@ -102,25 +99,7 @@ pub fn receive<T: DeserializeOwned>(
     flags: MsgFlags,
 ) -> nix::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut bytes = vec![0; LIMIT];
-    let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
-    let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
-    let mut fds = Vec::new();
-    let length = {
-        let mut data = [IoSliceMut::new(&mut bytes)];
-        let received = loop {
-            match recvmsg::<()>(socket.as_raw_fd(), &mut data, Some(&mut control), flags) {
-                Err(Errno::EINTR) => {}
-                other => break other?,
-            }
-        };
-        for message in received.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(raw) = message {
-                // SAFETY: the kernel has just installed these descriptors for this process; nobody else owns them.
-                fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-            }
-        }
-        received.bytes
-    };
+    let (length, fds) = sys::receive(socket, &mut bytes, flags)?;
     if length == 0 {
         return Ok(None);
     }

@@ -21,6 +21,7 @@ mod exec;
 mod executor;
 mod freezer;
 mod kmsg;
+mod limits;
 mod link;
 mod lookup;
 mod oom;

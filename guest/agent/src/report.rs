@@ -1,14 +1,15 @@
 //! How the words of a failure get from a container's half-made first process to the host.
 //!
 //! libcontainer's errors cross its processes as one line without their cause; the cause is in its log only. So a runner
-//! has a pipe that all processes of the creation inherit: the executor writes finished messages to it, and a subscriber
+//! has a socket that all processes of the creation inherit: the executor writes finished messages to it, and a subscriber
 //! writes libcontainer's error records. After a failure the runner takes the best line.
 
 use std::fmt::{self, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use nix::fcntl::OFlag;
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 use tracing::field::{Field, Visit};
 use tracing::span;
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -18,6 +19,8 @@ use crate::kmsg;
 /// First byte of a line: a message meant for the user, or a record of libcontainer's log.
 const MESSAGE: char = '!';
 const RECORD: char = '-';
+/// Bytes of a line that are kept.
+const LONGEST: usize = 4096;
 
 /// The writing end. Never blocks: what does not fit is lost.
 #[derive(Clone)]
@@ -26,9 +29,10 @@ pub struct Report(Arc<OwnedFd>);
 /// The reading end.
 pub struct Reader(OwnedFd);
 
-/// A pipe for one creation.
-pub fn pipe() -> nix::Result<(Reader, Report)> {
-    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+/// The two ends for one creation. Packets, since a pipe without reader would kill its writer.
+pub fn pair() -> nix::Result<(Reader, Report)> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let (read, write) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
     Ok((Reader(read), Report(Arc::new(write))))
 }
 
@@ -40,8 +44,11 @@ impl Report {
 
     fn line(&self, kind: char, text: &str) {
         let line = format!("{kind}{}\n", text.replace('\n', " "));
-        // Up to PIPE_BUF a write is whole or not at all.
-        let _ = nix::unistd::write(self.0.as_fd(), &line.as_bytes()[..line.len().min(libc::PIPE_BUF)]);
+        let bytes = &line.as_bytes()[..line.len().min(LONGEST)];
+        if send(self.0.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) == Err(Errno::EPIPE) {
+            // The runner has gone: the container was started, and its stderr is where runc would say it.
+            let _ = nix::unistd::write(std::io::stderr(), &bytes[1..]);
+        }
     }
 
     /// Makes this process's, and its children's, libcontainer records go to the report.
@@ -54,9 +61,10 @@ impl Reader {
     /// The best line so far: the executor's, else the first record (the innermost cause comes first).
     pub fn best(&self) -> Option<String> {
         let mut bytes = Vec::new();
-        let mut chunk = [0; 4096];
+        let mut chunk = [0; LONGEST];
         while let Ok(length @ 1..) = nix::unistd::read(self.0.as_fd(), &mut chunk) {
             bytes.extend_from_slice(&chunk[..length]);
+            bytes.push(b'\n');
         }
         choose(&String::from_utf8_lossy(&bytes))
     }
@@ -148,8 +156,8 @@ mod tests {
     }
 
     #[test]
-    fn lines_cross_the_pipe() {
-        let (reader, report) = pipe().expect("a pipe");
+    fn lines_cross_the_socket() {
+        let (reader, report) = pair().expect("a pair");
         report.line(RECORD, "cause");
         report.message("two\nlines");
         assert_eq!(reader.best(), Some("two lines".into()));

@@ -4,14 +4,14 @@
 //! of the container is left: no process, cgroup or state.
 
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::socket::MsgFlags;
 use nix::unistd::Uid;
 use oci_spec::runtime::Spec;
 
@@ -36,9 +36,9 @@ pub fn bundle_dir(container: &str) -> PathBuf {
 
 /// Makes the container and tells `socket` how that went.
 pub fn run(create: &Create, stdio: Vec<OwnedFd>, socket: BorrowedFd<'_>) {
-    let (reader, report) = match report::pipe() {
+    let (reader, report) = match report::pair() {
         Ok(pair) => pair,
-        Err(error) => return tell(socket, &failed(format!("cannot make a pipe: {error}")), None),
+        Err(error) => return tell(socket, &failed(format!("cannot make a socket pair: {error}")), None),
     };
     report.subscribe();
     match make(create, stdio, &reader, report) {
@@ -55,7 +55,7 @@ pub fn run(create: &Create, stdio: Vec<OwnedFd>, socket: BorrowedFd<'_>) {
 }
 
 fn failed(message: String) -> Outcome {
-    Outcome::Failed { message: link::shorten(message) }
+    Outcome::Failed { message: link::shorten(spec::without_number(&message).to_owned()) }
 }
 
 fn tell(socket: BorrowedFd<'_>, outcome: &Outcome, master: Option<OwnedFd>) {
@@ -76,7 +76,7 @@ fn make(create: &Create, stdio: Vec<OwnedFd>, reader: &Reader, report: Report) -
     let path = bundle.join(SPEC_FILE);
     let bytes = fs::read(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
     let mut spec = spec::parse(&bytes)?;
-    let mut aside = spec::adapt(&mut spec, &create.container);
+    let mut aside = spec::adapt(&mut spec, &create.container, sys::processors());
     check(&spec, &aside, create)?;
     let rest = rootfs::prepare(&mut spec)?;
     let path = bundle.join("config.json");
@@ -176,20 +176,8 @@ fn terminal(listener: &UnixListener, (rows, columns): (u32, u32), user: u32) -> 
 fn receive_master(listener: &UnixListener) -> std::io::Result<OwnedFd> {
     listener.set_nonblocking(true)?;
     let (stream, _) = listener.accept()?;
-    let mut bytes = [0; 64];
-    let mut data = [std::io::IoSliceMut::new(&mut bytes)];
-    let mut control = nix::cmsg_space!([i32; 1]);
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-    let received = recvmsg::<()>(stream.as_raw_fd(), &mut data, Some(&mut control), flags)?;
-    for message in received.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(fds) = message
-            && let Some(&fd) = fds.first()
-        {
-            // SAFETY: the kernel has just installed this descriptor for this process; nobody else owns it.
-            return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
-        }
-    }
-    Err(std::io::Error::other("no descriptor came"))
+    let (_, fds) = sys::receive(stream.as_fd(), &mut [0; 64], MsgFlags::MSG_DONTWAIT)?;
+    fds.into_iter().next().ok_or_else(|| std::io::Error::other("no descriptor came"))
 }
 
 fn set_network_sysctls(aside: &Aside) -> Result<(), String> {

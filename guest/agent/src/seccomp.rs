@@ -9,7 +9,6 @@ use std::io::{Read, Seek};
 
 use libseccomp::error::SeccompError;
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
-use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompFilterFlag, LinuxSeccompOperator, LinuxSyscall,
@@ -176,16 +175,7 @@ impl Filter {
     /// # Errors
     /// For the user.
     pub fn load(&self) -> Result<(), String> {
-        let length = u16::try_from(self.program.len()).map_err(|_| "the seccomp profile is too long")?;
-        let program = libc::sock_fprog {
-            len: length,
-            filter: self.program.as_ptr().cast_mut().cast::<libc::sock_filter>(),
-        };
-        const SET_MODE_FILTER: u32 = 1;
-        // SAFETY: `program` names as many instructions as the vector holds, each of eight bytes; the kernel copies them.
-        let result = unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, self.flags, &program) };
-        Errno::result(result)
-            .map(drop)
+        crate::sys::load_filter(&self.program, self.flags)
             .map_err(|error| format!("cannot apply the seccomp profile: {}", crate::lookup::words(error)))
     }
 }

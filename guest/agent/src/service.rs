@@ -47,7 +47,7 @@ impl Agent for Service {
         }
         let mut greeted = server::lock(&self.0.greeting);
         if !*greeted && !request.share_tag.is_empty() {
-            share::bring(&request.share_tag)
+            share::mount(&request.share_tag)
                 .map_err(|message| get_rpc_status(Code::FAILED_PRECONDITION, message))?;
         }
         *greeted = true;
@@ -191,7 +191,7 @@ impl Agent for Service {
                 kmsg::warning!("at shutdown: {left}");
             }
         }
-        share::take_away().map_err(|message| get_rpc_status(Code::INTERNAL, message))?;
+        share::unmount().map_err(|message| get_rpc_status(Code::INTERNAL, message))?;
         Ok(wire::Empty::new())
     }
 }

@@ -9,7 +9,7 @@ use oci_spec::runtime::{
     Process, Spec,
 };
 
-use crate::cgroup;
+use crate::{cgroup, limits};
 
 /// What the runner does itself, beside the spec that it hands to libcontainer.
 #[derive(Debug, Default, PartialEq)]
@@ -67,13 +67,7 @@ fn drop_unknown_capabilities(process: &mut serde_json::Value) -> Option<()> {
 
 /// libcontainer's words for a failure, in those that users of runc know.
 pub fn reword(message: &str, spec: &Spec) -> String {
-    // Rust's addition to C's words.
-    let message = match message.rsplit_once(" (os error ") {
-        Some((words, number)) if number.trim_end_matches(')').bytes().all(|byte| byte.is_ascii_digit()) => {
-            words
-        }
-        _ => message,
-    };
+    let message = without_number(message);
     if let Some(reason) = message.strip_prefix("failed to chdir: ") {
         let directory = spec.process().as_ref().map(|process| process.cwd().display().to_string());
         let directory = directory.unwrap_or_default();
@@ -87,11 +81,32 @@ pub fn reword(message: &str, spec: &Spec) -> String {
             crate::report::errno_words(reason)
         );
     }
+    if message.starts_with("failed to apply cgroup")
+        && let Some(reason) = quoted(message, "message: \"")
+    {
+        let file = quoted(message, "path: \"").unwrap_or("a limit of the cgroup");
+        return format!("cannot set {file}: {}", reason.to_lowercase());
+    }
     message.to_owned()
 }
 
-/// Rewrites `spec` for a container of that name.
-pub fn adapt(spec: &mut Spec, container: &str) -> Aside {
+/// A message without Rust's addition to C's words.
+pub fn without_number(message: &str) -> &str {
+    match message.rsplit_once(" (os error ") {
+        Some((words, number)) if number.trim_end_matches(')').bytes().all(|byte| byte.is_ascii_digit()) => {
+            words
+        }
+        _ => message,
+    }
+}
+
+/// What stands in a debug text between `before`, which ends in a quotation mark, and the next one.
+fn quoted<'a>(text: &'a str, before: &str) -> Option<&'a str> {
+    Some(text.split_once(before)?.1.split_once('"')?.0)
+}
+
+/// Rewrites `spec` for a container of that name in a guest with that many processors.
+pub fn adapt(spec: &mut Spec, container: &str, processors: usize) -> Aside {
     let mut aside = Aside::default();
     let mut linux = spec.linux().clone().unwrap_or_default();
 
@@ -118,6 +133,13 @@ pub fn adapt(spec: &mut Spec, container: &str) -> Aside {
 
     // A cgroup of the host; the guest has its own tree.
     linux.set_cgroups_path(Some(cgroup::path_in_tree(container)));
+    if let Some(resources) = linux.resources_mut() {
+        limits::adapt(resources, processors);
+    }
+    // libcontainer does not know the recursive forms, which docker and podman use; it is recursive anyway.
+    if let Some(propagation) = linux.rootfs_propagation().as_deref().and_then(|name| name.strip_prefix('r')) {
+        linux.set_rootfs_propagation(Some(propagation.to_owned()));
+    }
     // Hardware and security modules of the host that the guest's kernel does not have.
     linux.set_intel_rdt(None);
     linux.set_mount_label(None);
@@ -237,7 +259,7 @@ mod tests {
     fn namespaces_and_cgroup_are_the_guests() {
         let mut spec =
             minimal("", r#""cgroupsPath":"/host","namespaces":[{"type":"network"},{"type":"pid"}]"#);
-        let aside = adapt(&mut spec, "c1");
+        let aside = adapt(&mut spec, "c1", 1);
         let linux = spec.linux().as_ref().expect("linux");
         let types: Vec<_> = linux.namespaces().iter().flatten().map(LinuxNamespace::typ).collect();
         assert_eq!(types, [LinuxNamespaceType::Pid, LinuxNamespaceType::Mount, LinuxNamespaceType::Cgroup]);
@@ -249,11 +271,11 @@ mod tests {
     #[test]
     fn a_profile_is_applied_late_only_with_no_new_privileges() {
         let mut with = minimal(r#","noNewPrivileges":true"#, SECCOMP);
-        assert!(adapt(&mut with, "c").seccomp.is_some());
+        assert!(adapt(&mut with, "c", 1).seccomp.is_some());
         assert!(with.linux().as_ref().expect("linux").seccomp().is_none());
         for process in ["", r#","noNewPrivileges":false"#] {
             let mut without = minimal(process, SECCOMP);
-            assert!(adapt(&mut without, "c").seccomp.is_none());
+            assert!(adapt(&mut without, "c", 1).seccomp.is_none());
             assert!(without.linux().as_ref().expect("linux").seccomp().is_some());
             assert_eq!(without.process().as_ref().expect("process").no_new_privileges(), None);
         }
@@ -262,7 +284,7 @@ mod tests {
     #[test]
     fn absent_means_none() {
         let mut spec = minimal("", "");
-        adapt(&mut spec, "c");
+        adapt(&mut spec, "c", 1);
         let process = spec.process().as_ref().expect("process");
         assert_eq!(process.oom_score_adj(), Some(0));
         let capabilities = process.capabilities().as_ref().expect("capabilities");
@@ -273,7 +295,7 @@ mod tests {
     #[test]
     fn network_sysctls_are_taken_aside() {
         let mut spec = minimal("", r#""sysctl":{"net.ipv4.ip_forward":"1","kernel.msgmax":"7"}"#);
-        let aside = adapt(&mut spec, "c");
+        let aside = adapt(&mut spec, "c", 1);
         assert_eq!(aside.network_sysctls.len(), 1);
         let kept = spec.linux().as_ref().and_then(|linux| linux.sysctl().clone()).expect("sysctls");
         assert!(kept.contains_key("kernel.msgmax") && kept.len() == 1);
@@ -297,6 +319,11 @@ mod tests {
         let text =
             reword(r#"failed to mount Mount { destination: "/a b", typ: None }: Syscall(Nix(EPERM))"#, &spec);
         assert_eq!(text, r#"error mounting to rootfs at "/a b": operation not permitted"#);
+        let text = reword(
+            r#"failed to apply cgroup pid=Pid(7) init=true: V2(WrappedIo(Write { err: Os { code: 34, message: "Out of range" }, path: "/a/b", data: "x" }))"#,
+            &spec,
+        );
+        assert_eq!(text, "cannot set /a/b: out of range");
         assert_eq!(reword("x: No such file (os error 2)", &spec), "x: No such file");
     }
 

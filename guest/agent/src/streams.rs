@@ -6,14 +6,14 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{SockFlag, accept4, setsockopt, sockopt};
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
-use crate::kmsg;
+use crate::{kmsg, sys};
 
 /// Most streams that may wait at once.
 const LIMIT: usize = 1024;
@@ -86,10 +86,8 @@ impl Registry {
 /// Accepts streams for ever. Returns only when accepting is no longer possible, with the reason.
 pub fn accept_all(listener: &OwnedFd, registry: &Arc<Registry>) -> nix::Error {
     loop {
-        match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
-            Ok(fd) => {
-                // SAFETY: accept has just made this descriptor; nobody else owns it.
-                let stream = unsafe { OwnedFd::from_raw_fd(fd) };
+        match sys::accept(listener.as_fd()) {
+            Ok(stream) => {
                 if let Err(reason) = introduce(stream, registry) {
                     kmsg::warning!("a stream is refused: {reason}");
                 }

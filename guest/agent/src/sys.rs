@@ -1,4 +1,4 @@
-//! System calls that nix has no safe form of. The only unsafe code of the agent, apart from fork in [`crate::supervisor`].
+//! System calls that nix has no safe form of. The only unsafe code of the agent.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -177,16 +177,101 @@ pub fn raise_file_limit() {
     }
 }
 
+/// prctl(2) of an option that takes numbers.
+pub fn control(option: i32, first: u64, second: u64) -> nix::Result<()> {
+    // SAFETY: numbers by value; an option that takes an address refuses one that is not this process's.
+    Errno::result(unsafe { libc::prctl(option, first, second, 0u64, 0u64) }).map(drop)
+}
+
+/// setrlimit(2), with values as the runtime-spec has them.
+pub fn set_limit(resource: libc::__rlimit_resource_t, soft: u64, hard: u64) -> nix::Result<()> {
+    let value = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: setrlimit reads one struct rlimit, which outlives the call.
+    Errno::result(unsafe { libc::setrlimit(resource, &value) }).map(drop)
+}
+
+/// capset(2) on this thread, by bit masks.
+pub fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> nix::Result<()> {
+    // struct __user_cap_header_struct of version 3, and struct __user_cap_data_struct twice: low and high halves.
+    let header = [0x2008_0522u32, 0];
+    let halves = |shift: u32| [effective, permitted, inheritable].map(|mask| (mask >> shift) as u32);
+    let data = [halves(0), halves(32)];
+    // SAFETY: capset reads the header's two words and, in this version, two structures of three words each.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) }).map(drop)
+}
+
+/// Applies a seccomp filter, of eight bytes an instruction, to this thread.
+pub fn load_filter(program: &[u64], flags: u32) -> nix::Result<()> {
+    const SET_MODE_FILTER: u32 = 1;
+    let length = u16::try_from(program.len()).map_err(|_| Errno::E2BIG)?;
+    let filter = program.as_ptr().cast_mut().cast::<libc::sock_filter>();
+    let program = libc::sock_fprog { len: length, filter };
+    // SAFETY: `program` names as many instructions as the slice holds, each of eight bytes; the kernel copies them.
+    Errno::result(unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, flags, &program) }).map(drop)
+}
+
 /// Closes descriptors `first` to `last`, which nobody may use any more.
 pub fn close_range(first: u32, last: u32) {
     // SAFETY: takes three integers; only a process that is about to call execve, and uses none of them, calls this.
     let _ = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
 }
 
-/// Whether others may look into this process. execve(2) makes it so again.
-pub fn set_dumpable(dumpable: bool) {
-    // SAFETY: takes two integers by value.
-    let _ = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, libc::c_ulong::from(dumpable), 0, 0, 0) };
+/// Accepts a connection.
+pub fn accept(listener: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    let fd = nix::sys::socket::accept4(listener.as_raw_fd(), nix::sys::socket::SockFlag::SOCK_CLOEXEC)?;
+    // SAFETY: the kernel has just made this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Receives one message and the descriptors beside it, four at most.
+pub fn receive(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    flags: nix::sys::socket::MsgFlags,
+) -> nix::Result<(usize, Vec<OwnedFd>)> {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    let mut control = nix::cmsg_space!([RawFd; 4]);
+    let mut data = [io::IoSliceMut::new(bytes)];
+    let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
+    let received = loop {
+        match recvmsg::<()>(socket.as_raw_fd(), &mut data, Some(&mut control), flags) {
+            Err(Errno::EINTR) => {}
+            other => break other?,
+        }
+    };
+    let mut fds = Vec::new();
+    for message in received.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(raw) = message {
+            // SAFETY: the kernel has just installed these descriptors for this process; nobody else owns them.
+            fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    Ok((received.bytes, fds))
+}
+
+/// bpf(2); `attributes` is union bpf_attr, and what it points to outlives the call.
+pub fn bpf(command: i32, attributes: &[u32]) -> nix::Result<i32> {
+    // SAFETY: the kernel reads as many bytes as it is told of; what it makes of addresses among them it checks itself, and
+    // for the commands in use it only reads there.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), std::mem::size_of_val(attributes))
+    };
+    Errno::result(result).map(|value| value as i32)
+}
+
+/// A command of bpf(2) that makes a descriptor.
+pub fn bpf_object(command: i32, attributes: &[u32]) -> nix::Result<OwnedFd> {
+    let fd = bpf(command, attributes)?;
+    // SAFETY: the kernel has just made this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Processors that the guest has.
+pub fn processors() -> usize {
+    match nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN) {
+        Ok(Some(count @ 1..)) => count as usize,
+        _ => 1,
+    }
 }
 
 /// Reaps one ended child, without waiting: its pid and what a shell would make of its end. `None` when none has ended.

@@ -334,8 +334,8 @@ fn the_guest_reaches_the_beacon_port_only() {
 #[test]
 fn many_megabytes_both_ways_at_once_arrive_whole() {
     const TOTAL: usize = 24 << 20;
-    let to_guest = |at: usize| (at * 7 >> 3) as u8;
-    let to_host = |at: usize| (at * 13 >> 2) as u8;
+    let to_guest = |at: usize| ((at * 7) >> 3) as u8;
+    let to_host = |at: usize| ((at * 13) >> 2) as u8;
     let mut guest = Guest::new();
     let (stream, mut peer) = guest.connection(64 * 1024);
     let (mut writer, mut reader) = (stream.try_clone().unwrap(), stream);
@@ -434,7 +434,7 @@ fn a_host_that_does_not_read_stalls_nobody_else() {
     let mut bytes = [0; 5];
     other.read_exact(&mut bytes).unwrap();
 
-    // More than the credit: that connection ends, and what came within it still arrives? No: a broken stream is no stream.
+    // More than its credit ends a connection.
     let header = lazy_peer.data(&[7]);
     guest.send(header, &[7]);
     assert_eq!(guest.only().op, op::RST);

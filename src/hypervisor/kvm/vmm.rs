@@ -109,7 +109,9 @@ pub fn run() -> Result<End, Error> {
 
     let machine = Arc::new(Machine::new(devices, serial));
     let (ended, _watch) = start(vcpus, &machine, &event_loop)?;
-    serve(&machine, &event_loop, &ended)
+    let end = serve(&machine, &event_loop, &ended)?;
+    Timeline::default().mark("vmm.end");
+    Ok(end)
 }
 
 /// Marks for the parent, which collects them. Printed in one write when dropped: each would wake the parent.

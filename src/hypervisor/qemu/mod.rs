@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, pipe2};
@@ -52,7 +53,7 @@ pub struct Qemu {
 struct QemuVm {
     /// First: QEMU goes before what it is connected to.
     qemu: VmmProcess,
-    vsockd: Option<Helper>,
+    vsockd: Option<Vsockd>,
     uplink: UnixStream,
     socket: PathBuf,
     /// Until it was asked.
@@ -67,7 +68,7 @@ impl Hypervisor for Qemu {
         let (console, console_writer) = pipe()?;
         let (log, log_writer) = pipe()?;
         let socket = spec.state_dir.join(VSOCK_SOCKET);
-        let vsock =
+        let (vsockd, link, uplink) =
             start_vsockd(spec, &socket, log_writer.try_clone().map_err(launch_error("duplicate a pipe"))?)?;
         let (monitor, qemu_monitor) = UnixStream::pair().map_err(launch_error("make a socket for QMP"))?;
 
@@ -75,7 +76,7 @@ impl Hypervisor for Qemu {
             verb: "qemu",
             args: process::arguments(&self.binary, self.accelerator, spec),
             // In the order of command_line's descriptors.
-            fds: vec![fds.share, vsock.link.into(), qemu_monitor.into()],
+            fds: vec![fds.share, link.into(), qemu_monitor.into()],
             stdout: Some(console_writer),
             stderr: Some(log_writer),
         };
@@ -83,8 +84,8 @@ impl Hypervisor for Qemu {
         let qemu = VmmProcess::new(child, console, log, process::explain)?;
         Ok(Box::new(QemuVm {
             qemu,
-            vsockd: Some(vsock.helper),
-            uplink: vsock.uplink,
+            vsockd: Some(vsockd),
+            uplink,
             socket,
             monitor: Some(qmp::Monitor::new(monitor)),
             binary: self.binary.clone(),
@@ -115,14 +116,13 @@ impl Vm for QemuVm {
             Err(Error::Ended(ending)) => Err(self.explain_end(*ending)),
             Err(Error::Deadline(ending)) => Err(self.explain_silence(*ending)),
             Err(other) => Err(other),
-            Ok(()) => vsock::receive_connection(&self.uplink).map_err(launch_error("its vsock server ended")),
+            Ok(()) => vsock::receive_connection(&self.uplink).map_err(|_| self.explain_lost_uplink()),
         }
     }
 
     fn end(&mut self) -> Ending {
         let ending = self.qemu.end();
         self.vsockd = None;
-        let _ = fs::remove_file(&self.socket);
         ending
     }
 }
@@ -135,6 +135,17 @@ impl QemuVm {
             Ok(version) if version < MINIMUM_VERSION => find::too_old(&self.binary, version),
             _ => Error::Ended(Box::new(ending)),
         }
+    }
+
+    /// vsockd is gone: with QEMU, whose end it notices sooner than others do, or alone.
+    fn explain_lost_uplink(&mut self) -> Error {
+        let mut qemu = [PollFd::new(self.qemu.pidfd(), PollFlags::POLLIN)];
+        let ended = matches!(poll(&mut qemu, PollTimeout::from(1000_u16)), Ok(1..));
+        let mut ending = self.end();
+        if !ended {
+            ending.status = "its vsock server ended".into();
+        }
+        self.explain_end(ending)
     }
 
     fn explain_silence(&mut self, mut ending: Ending) -> Error {
@@ -152,38 +163,32 @@ impl Drop for QemuVm {
     }
 }
 
-/// A helper process whose end nobody asks about: killed and reaped when dropped.
+/// `rt vsockd`, whose end nobody asks about, and its socket in the state directory. Dropped, it is killed and
+/// reaped, and the socket is gone.
 #[derive(Debug)]
-struct Helper(jail::Child);
+struct Vsockd {
+    child: jail::Child,
+    socket: PathBuf,
+}
 
-impl Drop for Helper {
+impl Drop for Vsockd {
     fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.0.pid), Signal::SIGKILL);
-        let _ = waitid(Id::PIDFd(self.0.pidfd.as_fd()), WaitPidFlag::WEXITED);
+        let _ = kill(Pid::from_raw(self.child.pid), Signal::SIGKILL);
+        let _ = waitid(Id::PIDFd(self.child.pidfd.as_fd()), WaitPidFlag::WEXITED);
+        let _ = fs::remove_file(&self.socket);
     }
 }
 
-/// A started vsockd, and the ends of its sockets that are not its own.
-struct Vsockd {
-    helper: Helper,
-    /// For QEMU.
-    link: UnixStream,
-    uplink: UnixStream,
-}
-
-fn start_vsockd(spec: &VmSpec, socket: &Path, log: OwnedFd) -> Result<Vsockd, Error> {
-    let sockets = || -> io::Result<(UnixListener, UnixStream, UnixListener, UnixStream, UnixStream)> {
-        // vhost-user-backend only serves a connection that it accepts itself: QEMU's waits in the backlog.
-        let meeting = spec.state_dir.join(LINK_SOCKET);
-        let server = vsock::listen_unix(&meeting)?;
-        let link = vsock::connect_plain(&meeting);
-        fs::remove_file(&meeting)?;
-        let listener = vsock::listen_unix(socket)?;
-        let (uplink, below) = UnixStream::pair()?;
-        Ok((server, link?, listener, uplink, below))
-    };
-    let (server, link, listener, uplink, below) =
-        sockets().map_err(launch_error("make sockets in its state directory"))?;
+/// Starts vsockd; gives also QEMU's connection to it and rt's end of the uplink.
+fn start_vsockd(
+    spec: &VmSpec,
+    socket: &Path,
+    log: OwnedFd,
+) -> Result<(Vsockd, UnixStream, UnixStream), Error> {
+    let failed = launch_error("make sockets in its state directory");
+    let (server, link) = connected_listener(&spec.state_dir.join(LINK_SOCKET)).map_err(failed)?;
+    let (uplink, below) = UnixStream::pair().map_err(launch_error("make a socket"))?;
+    let listener = vsock::listen_unix(socket).map_err(launch_error("make its vsock socket"))?;
     let spawn = Spawn {
         verb: "vsockd",
         args: vec![(&spec.id).into()],
@@ -195,7 +200,16 @@ fn start_vsockd(spec: &VmSpec, socket: &Path, log: OwnedFd) -> Result<Vsockd, Er
     let child = spawn.spawn().inspect_err(|_| {
         let _ = fs::remove_file(socket);
     })?;
-    Ok(Vsockd { helper: Helper(child), link, uplink })
+    Ok((Vsockd { child, socket: socket.to_owned() }, link, uplink))
+}
+
+/// A listener in whose backlog a connection waits, and that connection: vhost-user-backend serves none that it has
+/// not accepted itself. Nobody else can connect afterwards.
+fn connected_listener(path: &Path) -> io::Result<(UnixListener, UnixStream)> {
+    let listener = vsock::listen_unix(path)?;
+    let connection = vsock::connect_plain(path);
+    fs::remove_file(path)?;
+    Ok((listener, connection?))
 }
 
 /// What would otherwise be QEMU's words about a path in its jail.

@@ -45,14 +45,16 @@ impl Ended {
         self.code(0).stderr("").stdout(expected)
     }
 
-    /// rt itself failed: exit code 1, nothing on standard output, one line on standard error with all these words.
+    /// rt itself failed: exit code 1, nothing on standard output, one line on standard error with all these words,
+    /// in whatever case.
     #[track_caller]
     pub fn fails(&self, words: &[&str]) -> &Self {
         self.code(1).stdout("");
         let text = String::from_utf8_lossy(&self.stderr);
         assert!(text.lines().count() == 1 && text.ends_with('\n'), "standard error is not one line\n{self}");
         for word in words {
-            assert!(text.contains(word), "the error does not say {word:?}\n{self}");
+            let found = text.to_lowercase().contains(&word.to_lowercase());
+            assert!(found, "the error does not say {word:?}\n{self}");
         }
         assert!(!text.contains("panicked"), "rt panicked\n{self}");
         self

@@ -1,0 +1,93 @@
+//! `linux.resources` made fit for the guest: what names hardware of the host is taken out, what libcgroups gets wrong is put
+//! otherwise. Pure.
+
+use std::collections::HashMap;
+
+use oci_spec::runtime::LinuxResources;
+
+/// Rewrites the limits for a guest with that many processors.
+pub fn adapt(resources: &mut LinuxResources, processors: usize) {
+    // Numbers of the host's disks, whose work the host does and bounds.
+    resources.set_block_io(None);
+    // Numbers of the host's processors: those that the guest has too are kept, so that a set of all of them is one of all.
+    if let Some(cpu) = resources.cpu_mut() {
+        let cpus = cpu.cpus().as_deref().and_then(|list| clip(list, processors));
+        cpu.set_cpus(cpus);
+        let mems = cpu.mems().as_deref().and_then(|list| clip(list, 1));
+        cpu.set_mems(mems);
+    }
+    // runc takes 0 for no limit, libcgroups for none at all: then nothing can be forked.
+    if resources.pids().as_ref().is_some_and(|pids| pids.limit() == 0) {
+        resources.set_pids(None);
+    }
+    // No swap beside the memory: libcgroups leaves the file at "max".
+    let no_swap = resources.memory().as_ref().is_some_and(|memory| {
+        memory.limit().is_some_and(|limit| limit > 0) && memory.limit() == memory.swap()
+    });
+    if no_swap {
+        let unified = resources.unified_mut().get_or_insert_with(HashMap::new);
+        unified.entry("memory.swap.max".to_owned()).or_insert_with(|| "0".to_owned());
+    }
+}
+
+/// The members of a kernel list such as "0-3,7" that are below `count`; `None` when there are none, or it is no list.
+fn clip(list: &str, count: usize) -> Option<String> {
+    let mut ranges = Vec::new();
+    for part in list.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        let last = last.min(count.checked_sub(1)?);
+        if first < last {
+            ranges.push(format!("{first}-{last}"));
+        } else if first == last {
+            ranges.push(first.to_string());
+        }
+    }
+    (!ranges.is_empty()).then(|| ranges.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapted(json: &str) -> LinuxResources {
+        let mut resources = serde_json::from_str(json).expect("resources");
+        adapt(&mut resources, 2);
+        resources
+    }
+
+    #[test]
+    fn lists_are_clipped_to_what_is_there() {
+        assert_eq!(clip("0-7", 1).as_deref(), Some("0"));
+        assert_eq!(clip("0-7,9", 4).as_deref(), Some("0-3"));
+        assert_eq!(clip("1,3,0", 4).as_deref(), Some("1,3,0"));
+        for nothing in ["", "4", "5-9", "a", "1-", "0-3"] {
+            assert_eq!(clip(nothing, if nothing == "0-3" { 0 } else { 4 }), None, "{nothing}");
+        }
+    }
+
+    #[test]
+    fn no_limit_of_processes_is_no_limit() {
+        assert!(adapted(r#"{"pids":{"limit":0}}"#).pids().is_none());
+        assert!(adapted(r#"{"pids":{"limit":5}}"#).pids().is_some());
+    }
+
+    #[test]
+    fn memory_without_swap_has_none() {
+        let swap =
+            |json| adapted(json).unified().as_ref().and_then(|all| all.get("memory.swap.max").cloned());
+        assert_eq!(swap(r#"{"memory":{"limit":100,"swap":100}}"#).as_deref(), Some("0"));
+        assert_eq!(swap(r#"{"memory":{"limit":100,"swap":200}}"#), None);
+        assert_eq!(swap(r#"{"memory":{"limit":-1,"swap":-1}}"#), None);
+        assert_eq!(swap(r#"{"memory":{}}"#), None);
+    }
+
+    #[test]
+    fn the_hosts_disks_are_not_the_guests() {
+        let json =
+            r#"{"blockIO":{"throttleReadBpsDevice":[{"major":8,"minor":0,"rate":600}]},"cpu":{"cpus":"3"}}"#;
+        let resources = adapted(json);
+        assert!(resources.block_io().is_none());
+        assert_eq!(resources.cpu().as_ref().and_then(|cpu| cpu.cpus().clone()), None);
+    }
+}
