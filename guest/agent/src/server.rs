@@ -122,12 +122,30 @@ impl Shared {
         }
     }
 
+    /// # Errors
+    /// There is none.
     pub fn container(&self, id: &str) -> Result<Arc<Container>, ttrpc::Error> {
         self.greeted()?;
         let found = lock(&self.containers).get(id).cloned();
         found.ok_or_else(|| get_rpc_status(Code::NOT_FOUND, format!("container {id} does not exist")))
     }
 
+    /// A container whose first process has not ended.
+    ///
+    /// # Errors
+    /// There is none, or it has.
+    pub fn running(&self, id: &str) -> Result<Arc<Container>, ttrpc::Error> {
+        let container = self.container(id)?;
+        match container.process.is_running() {
+            true => Ok(container),
+            false => Err(get_rpc_status(Code::FAILED_PRECONDITION, NOT_RUNNING)),
+        }
+    }
+
+    /// A process of a container; the empty name is its first one's.
+    ///
+    /// # Errors
+    /// There is none.
     pub fn process(&self, id: &str, exec_id: &str) -> Result<(Arc<Container>, Arc<Process>), ttrpc::Error> {
         let container = self.container(id)?;
         let process = container.find(exec_id).ok_or_else(|| {
@@ -137,6 +155,8 @@ impl Shared {
         Ok((container, process))
     }
 
+    /// # Errors
+    /// The host has not said hello.
     pub fn greeted(&self) -> Result<(), ttrpc::Error> {
         if *lock(&self.greeting) {
             return Ok(());

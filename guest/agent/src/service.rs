@@ -16,7 +16,7 @@ use ttrpc::{Code, TtrpcContext};
 use crate::exec::NOT_RUNNING;
 use crate::runner::STATE_DIR;
 use crate::server::{self, Names, Shared};
-use crate::{freezer, kmsg, oom, share, sys};
+use crate::{freezer, kmsg, oom, processes, resources, share, stats, sys};
 
 /// Longest container ID: it names directories.
 const MAX_ID: usize = 255;
@@ -175,6 +175,77 @@ impl Agent for Service {
         }
     }
 
+    fn pause_container(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ContainerRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        let container = self.0.running(&request.container_id)?;
+        freezer::pause(&container)
+            .map_err(|error| internal(format!("cannot pause container {}: {error}", container.id)))?;
+        Ok(wire::Empty::new())
+    }
+
+    fn resume_container(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ContainerRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        let container = self.0.running(&request.container_id)?;
+        freezer::resume(&container)
+            .map_err(|error| internal(format!("cannot resume container {}: {error}", container.id)))?;
+        Ok(wire::Empty::new())
+    }
+
+    fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: wire::UpdateContainerRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        let container = self.0.running(&request.container_id)?;
+        resources::update(&container.id, &request.resources)
+            .map_err(|message| get_rpc_status(Code::INVALID_ARGUMENT, message))?;
+        Ok(wire::Empty::new())
+    }
+
+    fn list_processes(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ContainerRequest,
+    ) -> ttrpc::Result<wire::ListProcessesResponse> {
+        let container = self.0.running(&request.container_id)?;
+        let mut response = wire::ListProcessesResponse::new();
+        response.processes = processes::list(&container.id, container.process.is_alone())
+            .map_err(|error| internal(format!("cannot list the processes of {}: {error}", container.id)))?;
+        Ok(response)
+    }
+
+    fn container_stats(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ContainerRequest,
+    ) -> ttrpc::Result<wire::ContainerStatsResponse> {
+        let container = self.0.running(&request.container_id)?;
+        let mut response = wire::ContainerStatsResponse::new();
+        response.cgroup = stats::files(&container.id)
+            .map_err(|error| internal(format!("cannot read the cgroup of {}: {error}", container.id)))?;
+        Ok(response)
+    }
+
+    fn watch_oom(
+        &self,
+        _: &TtrpcContext,
+        request: wire::WatchOomRequest,
+    ) -> ttrpc::Result<wire::WatchOomResponse> {
+        let container = self.0.container(&request.container_id)?;
+        let (oom_kills, ended) = oom::watch(&container.id, &container.process, request.seen)
+            .map_err(|error| internal(format!("cannot watch the memory of {}: {error}", container.id)))?;
+        let mut response = wire::WatchOomResponse::new();
+        response.oom_kills = oom_kills;
+        response.ended = ended;
+        Ok(response)
+    }
+
     fn delete_container(
         &self,
         _: &TtrpcContext,
@@ -194,6 +265,10 @@ impl Agent for Service {
         share::unmount().map_err(|message| get_rpc_status(Code::INTERNAL, message))?;
         Ok(wire::Empty::new())
     }
+}
+
+fn internal(message: String) -> ttrpc::Error {
+    get_rpc_status(Code::INTERNAL, message)
 }
 
 fn version_mismatch(host: u32) -> String {
