@@ -2,25 +2,20 @@
 //!
 //! `boot KERNEL INITRAMFS [-c VCPUS] [-m MIB] [-s SHARE] [-a PARAMETERS] [-n RUNS] [-t SECONDS] [-v] [-e COMMAND]`
 //!
-//! SHARE is a directory, mounted by the guest as the virtio-fs `rt`. -v shows the whole console. COMMAND is run by a shell once the
-//! guest has connected to the beacon port, with PID and VSOCK set. Prints how the guest ended, its console, and its timeline in
+//! SHARE is a directory, `share` in the guest's virtio-fs `rt`. -v shows the whole console. COMMAND is run by a shell once the
+//! guest has connected to the beacon port, with PID and FSD (processes) and VSOCK (socket) set. Prints how the guest ended, its console, and its timeline in
 //! milliseconds; with RUNS, medians only.
 
 use std::ffi::OsString;
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rt::fsd::{self, Entry, FsdSpec};
 use rt::hypervisor::kvm::{Kvm, probe, vmm_main};
-use rt::hypervisor::{Ending, Hypervisor, VmFds, VmSpec, VsockAddress};
+use rt::hypervisor::{Ending, Hypervisor, VmFds, VmSpec};
 use rt::sys::clock::monotonic_ns;
-use vhost_user_backend::VhostUserDaemon;
-use virtiofsd::passthrough::{Config, PassthroughFs};
-use virtiofsd::vhost_user::VhostUserFsBackendBuilder;
-use vm_memory::GuestMemoryAtomic;
 
 struct Request {
     spec: VmSpec,
@@ -34,6 +29,7 @@ fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     match args.next().as_deref().and_then(|verb| verb.to_str()) {
         Some("vmm") => vmm_main(&args.collect::<Vec<OsString>>()),
+        Some("fsd") => fsd::main(&args.collect::<Vec<OsString>>()),
         Some("probe") => {
             let start = Instant::now();
             println!("{:?} in {:?}", probe(), start.elapsed());
@@ -111,23 +107,26 @@ fn parse() -> anyhow::Result<Request> {
 /// One boot: how it ended, and marks in ms since its launch.
 fn run(request: &Request) -> anyhow::Result<(Ending, Vec<(String, f64)>)> {
     std::fs::create_dir_all(&request.spec.state_dir)?;
-    let share = serve(request)?;
+    let entry = Entry { name: "share".into(), source: request.share.clone(), readonly: false };
+    let (server, share) = fsd::socket()?;
+    let mut fsd = fsd::launch(&FsdSpec { id: "boot".to_owned(), entries: vec![entry] }, server)?;
     let deadline = Instant::now() + request.timeout;
     let start = monotonic_ns();
     let mut marks = Vec::new();
     let mut mark = |name: &str| marks.push((name.to_owned(), monotonic_ns()));
-    let mut vm = Kvm.launch(&request.spec, VmFds { share: share.into() })?;
+    let mut vm = Kvm.launch(&request.spec, VmFds { share })?;
     mark("launched");
     let ending = match vm.accept(deadline) {
-        Ok(_beacon) => {
+        Ok(beacon) => {
             mark("beacon");
+            drop(beacon);
             if let Some(command) = &request.command {
-                let VsockAddress::Unix(socket) = vm.record().vsock else { unreachable!("it is rt's own") };
+                let socket = vm.record().vsock;
                 let mut shell = Command::new("/bin/sh");
                 shell.args(["-c", command]).env("PID", vm.record().pid.to_string()).env("VSOCK", socket);
+                shell.env("FSD", fsd.pid().to_string());
                 shell.status()?;
             }
-            drop(_beacon);
             match vm.accept(deadline) {
                 Err(rt::hypervisor::Error::Ended(ending) | rt::hypervisor::Error::Deadline(ending)) => {
                     *ending
@@ -142,26 +141,10 @@ fn run(request: &Request) -> anyhow::Result<(Ending, Vec<(String, f64)>)> {
     mark("ended");
     drop(vm);
     mark("reaped");
+    fsd.end();
     std::fs::remove_dir_all(&request.spec.state_dir)?;
     marks.extend(ending.timeline.iter().cloned());
     marks.sort_by_key(|mark| mark.1);
     let since = |ns: u64| ns.saturating_sub(start) as f64 / 1e6;
     Ok((ending, marks.into_iter().map(|(name, ns)| (name, since(ns))).collect()))
-}
-
-/// A file server in this process.
-fn serve(request: &Request) -> anyhow::Result<UnixStream> {
-    let path = request.spec.state_dir.join("fs.sock");
-    let mut listener = vhost::vhost_user::Listener::from(UnixListener::bind(&path)?);
-    let config = Config { root_dir: request.share.to_string_lossy().into_owned(), ..Config::default() };
-    std::thread::spawn(move || -> anyhow::Result<()> {
-        let backend = VhostUserFsBackendBuilder::default().build(PassthroughFs::new(config)?)?;
-        let memory = GuestMemoryAtomic::new(vm_memory::GuestMemoryMmap::new());
-        let backend = Arc::new(backend);
-        let failed = |error| anyhow::anyhow!("{error}");
-        let mut daemon = VhostUserDaemon::new("fs".to_owned(), backend, memory).map_err(failed)?;
-        daemon.start(&mut listener).map_err(failed)?;
-        daemon.wait().map_err(failed)
-    });
-    Ok(UnixStream::connect(&path)?)
 }

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 pub use rt_proto::messages::ProcessInfo;
@@ -17,7 +18,7 @@ use rt_proto::messages::{
 use rt_proto::service::AgentClient;
 use rt_proto::{AGENT_PORT, Beacon, PROTOCOL_VERSION, STREAM_PORT};
 
-use crate::hypervisor::{self, VsockAddress};
+use crate::hypervisor;
 use crate::sys::{random, text::printable};
 
 /// What goes wrong between rt and its agent.
@@ -106,8 +107,7 @@ pub fn read_beacon(connection: OwnedFd) -> Result<(), Error> {
 ///
 /// # Errors
 /// [`Error::Vm`], [`Error::Stream`]
-pub fn open_stream(vsock: &VsockAddress, identifier: u64) -> Result<UnixStream, Error> {
-    // Also an AF_VSOCK stream does as a UnixStream here: only read, write and shutdown are used.
+pub fn open_stream(vsock: &Path, identifier: u64) -> Result<UnixStream, Error> {
     let mut stream = UnixStream::from(hypervisor::connect(vsock, STREAM_PORT)?);
     stream.write_all(&identifier.to_le_bytes()).map_err(Error::Stream)?;
     Ok(stream)
@@ -118,7 +118,7 @@ impl Agent {
     ///
     /// # Errors
     /// [`Error::Vm`], [`Error::Transport`]
-    pub fn connect(vsock: &VsockAddress, timeout: Duration) -> Result<Self, Error> {
+    pub fn connect(vsock: &Path, timeout: Duration) -> Result<Self, Error> {
         let connection = hypervisor::connect(vsock, AGENT_PORT)?;
         let client = ttrpc::Client::new(connection.into_raw_fd())
             .map_err(|error| Error::Transport { call: "connect", reason: error.to_string() })?;

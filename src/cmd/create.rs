@@ -78,7 +78,7 @@ impl Creation {
         self.check_terminal(&request, true)?;
         let id = request.id.clone();
         let monitor = container::start_monitor(
-            Task::Container { request, config: Box::new(config.clone()) },
+            Task::Container { request: Box::new(request), config: Box::new(config.clone()) },
             global.log(),
         )?;
         if let Err(error) = self.tell(&monitor) {

@@ -107,7 +107,11 @@ pub fn delete(store: &Store, config: &Config, id: &str, force: bool) -> Result<(
     }
     // The monitor's last acts may still be under way, or it was killed and left its helpers to the kernel.
     end_processes(&record, GRACE)?;
-    let state = store.lock(id)?;
+    let state = match store.lock(id) {
+        // Another delete was quicker.
+        Err(record::Error::Missing(_)) if force => return Ok(()),
+        other => other?,
+    };
     let record = state.read().unwrap_or(record);
     let view = StateView::for_hook(&record, Status::Stopped);
     crate::cgroup::remove(&record.cgroups)?;

@@ -7,11 +7,11 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::thread::{Builder, JoinHandle};
 
 use super::console::Console;
 use crate::agent::{self, StreamNames};
-use crate::hypervisor::VsockAddress;
 use crate::sys::{fd, random, terminal};
 
 const BUFFER: usize = 64 << 10;
@@ -34,7 +34,7 @@ impl Stdio {
     ///
     /// # Errors
     /// What the agent's client says.
-    pub fn open(vsock: &VsockAddress, terminal: bool) -> Result<(Self, StreamNames), agent::Error> {
+    pub fn open(vsock: &Path, terminal: bool) -> Result<(Self, StreamNames), agent::Error> {
         let mut streams = Vec::new();
         let mut names = StreamNames::default();
         let open = || -> Result<(u64, UnixStream), agent::Error> {

@@ -30,7 +30,7 @@ use crate::sys::{fd, pidfd};
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Task {
     /// Create a container, and start it if so asked; stand for it until it ends.
-    Container { request: Request, config: Box<Config> },
+    Container { request: Box<Request>, config: Box<Config> },
     /// Run a process in a running container; stand for it until it ends.
     Exec { request: Box<ExecRequest>, config: Box<Config> },
 }

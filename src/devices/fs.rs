@@ -172,3 +172,43 @@ fn regions(memory: &Memory) -> Result<Vec<VhostUserMemoryRegionInfo>, Error> {
 fn failed(what: &'static str) -> impl FnOnce(vhost::Error) -> Error {
     move |source| Error::FileServer { what, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::EventLoop;
+
+    #[test]
+    fn the_configuration_names_the_tag() {
+        let (socket, _server) = UnixStream::pair().expect("a pair");
+        let events = EventLoop::new().expect("an epoll instance").events(0);
+        let fs = Fs::new("rt", socket, &events).expect("a device");
+        assert_eq!(fs.config()[..4], *b"rt\0\0");
+        assert_eq!(fs.config()[36..], [1, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_tag_has_a_length() {
+        let events = EventLoop::new().expect("an epoll instance").events(0);
+        let new = |tag: &str| Fs::new(tag, UnixStream::pair().expect("a pair").0, &events);
+        assert!(new(&"t".repeat(MAX_TAG)).is_ok());
+        assert!(new(&"t".repeat(MAX_TAG + 1)).is_err() && new("").is_err());
+    }
+
+    #[test]
+    fn the_servers_end_is_noticed_before_and_after_activation() {
+        let (socket, server) = UnixStream::pair().expect("a pair");
+        let event_loop = EventLoop::new().expect("an epoll instance");
+        let mut fs = Fs::new("rt", socket, &event_loop.events(7)).expect("a device");
+        drop(server);
+        let mut seen = Vec::new();
+        let result = event_loop.wait(|device, source| {
+            seen.push(device);
+            fs.process(source)
+        });
+        assert!(matches!(result, Err(Error::FileServerGone)));
+        assert_eq!(seen, [7]);
+        assert!(matches!(fs.negotiate(), Err(Error::FileServer { .. })));
+        fs.reset();
+    }
+}

@@ -330,3 +330,6 @@ fn set_low(register: &mut u64, value: u32) {
 fn set_high(register: &mut u64, value: u32) {
     *register = *register & 0xffff_ffff | u64::from(value) << 32;
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,6 +41,8 @@ fn step<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
 pub struct Ending {
     /// Exit code or signal in words.
     pub status: String,
+    /// By itself and without an error: its VMM had gone.
+    pub in_order: bool,
     /// What it logged, made printable, joined by ` | `; at most [`LOG_LIMIT`] bytes.
     pub log: String,
 }
@@ -147,7 +149,7 @@ impl Fsd {
         // The pipe holds 64 KiB: the first of it are the cause, what follows its consequences.
         let mut log = vec![0; LOG_LIMIT];
         let length = self.log.read(&mut log).unwrap_or(0);
-        let ending = Ending { status, log: printable(&log[..length]) };
+        let ending = Ending { in_order: status == "exit code 0", status, log: printable(&log[..length]) };
         self.ended = Some(ending.clone());
         ending
     }

@@ -4,7 +4,7 @@
 //! nobody above this room knows vCPUs, sockets or devices.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -55,16 +55,6 @@ pub enum Kind {
     Qemu,
 }
 
-/// How another process reaches the guest's vsock ports.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum VsockAddress {
-    /// rt's own muxer: connect to this Unix socket, send `CONNECT PORT\n`, read `OK PORT\n`, then the stream.
-    Unix(PathBuf),
-    /// The kernel's vhost-vsock: AF_VSOCK with this CID.
-    Kernel(u32),
-}
-
 /// What a state record keeps of a VM, enough for another process to find it again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmRecord {
@@ -73,7 +63,8 @@ pub struct VmRecord {
     pub pid: i32,
     /// Field 22 of /proc/PID/stat: together with the pid it names one process for ever.
     pub start_time: u64,
-    pub vsock: VsockAddress,
+    /// The Unix socket of rt's own vsock muxer: connect, send `CONNECT PORT\n`, read `OK PORT\n`, then the stream.
+    pub vsock: PathBuf,
 }
 
 /// A way to start virtual machines.
@@ -112,16 +103,13 @@ pub trait Vm {
 /// How long the guest may take to accept a stream on a port where it listens.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A stream to a port on which the guest listens.
+/// A stream to a port on which the guest listens; `socket` is [`VmRecord::vsock`].
 ///
 /// # Errors
 /// [`Error::Connect`]
-pub fn connect(address: &VsockAddress, port: u32) -> Result<OwnedFd, Error> {
-    match address {
-        VsockAddress::Unix(path) => vsock::connect_unix(path, port, Instant::now() + CONNECT_TIMEOUT),
-        VsockAddress::Kernel(cid) => vsock::connect_kernel(*cid, port, CONNECT_TIMEOUT),
-    }
-    .map_err(|source| Error::Connect { port, source })
+pub fn connect(socket: &Path, port: u32) -> Result<OwnedFd, Error> {
+    vsock::connect_unix(socket, port, Instant::now() + CONNECT_TIMEOUT)
+        .map_err(|source| Error::Connect { port, source })
 }
 
 /// How a VMM process ended.
@@ -140,8 +128,8 @@ pub struct Ending {
 /// What this room may fail with.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot use {path}: {reason}")]
-    File { path: PathBuf, reason: String },
+    #[error("cannot use the guest's {what} {path}: {reason}")]
+    File { what: &'static str, path: PathBuf, reason: String },
     #[error("cannot use the {backend} hypervisor: {reason}")]
     Unusable { backend: &'static str, reason: String },
     #[error("the virtual machine ended ({}) before its agent answered{}", .0.status, .0.tail())]
@@ -165,16 +153,35 @@ pub enum Error {
 }
 
 impl Ending {
-    /// The last words of VMM and guest, for the end of an error message; empty when there are none.
+    /// The last words of VMM and guest, for the end of an error message; empty when there are none. Of a kernel's panic
+    /// its first line, which says why, rather than the end of its stack trace.
     pub fn tail(&self) -> String {
         let mut tail = String::new();
         for (who, text) in [("VMM", &self.log), ("guest", &self.console)] {
-            let lines: Vec<&str> = text.lines().rev().take(8).collect();
+            let panic = text.lines().find(|line| line.contains("Kernel panic - "));
+            let lines: Vec<&str> =
+                panic.map_or_else(|| text.lines().rev().take(8).collect(), |line| vec![line]);
             if !lines.is_empty() {
                 tail.push_str(&format!("; {who}: "));
                 tail.push_str(&lines.into_iter().rev().collect::<Vec<_>>().join(" | "));
             }
         }
         tail
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Ending;
+
+    #[test]
+    fn the_tail_is_the_last_lines_or_the_panic() {
+        let numbers: String = (1..=20).map(|number| format!("{number}\n")).collect();
+        let ending = Ending { console: numbers, log: "one\n".into(), ..Ending::default() };
+        assert_eq!(ending.tail(), "; VMM: one; guest: 13 | 14 | 15 | 16 | 17 | 18 | 19 | 20");
+        let console =
+            "[1] Kernel panic - not syncing: No working init\n".to_owned() + &"[1] trace\n".repeat(20);
+        let ending = Ending { console, ..Ending::default() };
+        assert_eq!(ending.tail(), "; guest: [1] Kernel panic - not syncing: No working init");
     }
 }

@@ -11,9 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::cmsg_space;
 use nix::fcntl::{OFlag, open};
-use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, VsockAddr, connect, recvmsg, socket,
-};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::sys::stat::Mode;
 
 /// `OK 4294967295\n`
@@ -51,18 +49,6 @@ pub fn connect_unix(path: &Path, port: u32, deadline: Instant) -> io::Result<Own
     stream.set_read_timeout(None)?;
     stream.set_write_timeout(None)?;
     Ok(stream.into())
-}
-
-/// A stream to `port` of the guest with this CID, through the kernel's vhost-vsock.
-///
-/// # Errors
-/// What socket(2) and connect(2) say; `TimedOut` after `timeout`.
-pub fn connect_kernel(cid: u32, port: u32, timeout: Duration) -> io::Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let socket = socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
-    crate::sys::socket::set_vsock_connect_timeout(&socket, timeout)?;
-    connect(socket.as_raw_fd(), &VsockAddr::new(cid, port))?;
-    Ok(socket)
 }
 
 /// The socket that `connect_unix` connects to. `path` must not exist.

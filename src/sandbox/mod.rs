@@ -123,12 +123,13 @@ impl Booting {
     pub fn ready(mut self, hostname: &str, timeline: &mut Timeline) -> Result<Sandbox, Error> {
         match self.greet(hostname, timeline) {
             Ok(agent) => Ok(Sandbox { agent, vm: self.vm, fsd: self.fsd }),
-            // A dead file server takes the VMM with it: name the cause, not the consequence.
-            Err(error) if has_ended(&self.fsd) => {
-                tracing::debug!("{error}");
-                Err(fsd::Error::Ended(self.fsd.end()).into())
-            }
-            Err(error) => Err(error),
+            Err(error) => match failure(&mut self.fsd) {
+                Some(cause) => {
+                    tracing::debug!("{error}");
+                    Err(cause)
+                }
+                None => Err(error),
+            },
         }
     }
 
@@ -149,8 +150,13 @@ impl Booting {
     }
 }
 
-fn has_ended(fsd: &Fsd) -> bool {
-    matches!(poll(&mut [PollFd::new(fsd.pidfd(), PollFlags::POLLIN)], PollTimeout::ZERO), Ok(1..))
+/// The file server's end, if that is what ended the sandbox. It ends in order when the VMM is gone, and takes the VMM with it when it
+/// fails: name the cause, not the consequence.
+fn failure(fsd: &mut Fsd) -> Option<Error> {
+    let ended =
+        matches!(poll(&mut [PollFd::new(fsd.pidfd(), PollFlags::POLLIN)], PollTimeout::ZERO), Ok(1..));
+    let ending = ended.then(|| fsd.end())?;
+    (!ending.in_order).then(|| fsd::Error::Ended(ending).into())
 }
 
 impl Sandbox {
@@ -162,11 +168,7 @@ impl Sandbox {
 
     /// Which of the sandbox's processes ended, as an error. Called when one of them has.
     pub fn cause_of_death(&mut self) -> Error {
-        if has_ended(&self.fsd) {
-            fsd::Error::Ended(self.fsd.end()).into()
-        } else {
-            Error::VmEnded(Box::new(self.vm.end()))
-        }
+        failure(&mut self.fsd).unwrap_or_else(|| Error::VmEnded(Box::new(self.vm.end())))
     }
 
     /// Ends the sandbox: dirty data is written back as far as the guest still answers, then its processes are killed.

@@ -8,6 +8,5 @@ pub mod mount;
 pub mod pidfd;
 pub mod process;
 pub mod random;
-pub mod socket;
 pub mod terminal;
 pub mod text;

@@ -2,7 +2,7 @@
 //! gets wrong is put so that it gets it right. Pure; each step says why.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
     Capability, Hooks, LinuxCapabilities, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, LinuxSeccomp,
@@ -76,10 +76,13 @@ pub fn reword(message: &str, spec: &Spec) -> String {
     if let Some(mount) = message.strip_prefix("failed to mount Mount { destination: \"")
         && let (Some((destination, _)), Some((_, reason))) = (mount.split_once('"'), mount.rsplit_once(": "))
     {
-        return format!(
-            "error mounting to rootfs at {destination:?}: {}",
-            crate::report::errno_words(reason)
-        );
+        let mut reason = crate::report::errno_words(reason);
+        // The library keeps the system's answer to itself here; the usual one can be looked up.
+        if reason == "syscall" {
+            let known = is_known_file_system(spec, destination);
+            reason = if known { "the guest's kernel refuses it" } else { "no such device" }.to_owned();
+        }
+        return format!("error mounting to rootfs at {destination:?}: {reason}");
     }
     if message.starts_with("failed to apply cgroup")
         && let Some(reason) = quoted(message, "message: \"")
@@ -88,6 +91,14 @@ pub fn reword(message: &str, spec: &Spec) -> String {
         return format!("cannot set {file}: {}", reason.to_lowercase());
     }
     message.to_owned()
+}
+
+/// Whether the guest's kernel has the type of file system that the spec wants at `destination`.
+fn is_known_file_system(spec: &Spec, destination: &str) -> bool {
+    let wanted = spec.mounts().iter().flatten().find(|mount| mount.destination() == Path::new(destination));
+    let Some(wanted) = wanted.and_then(|mount| mount.typ().as_deref()) else { return true };
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    known.lines().any(|line| line.rsplit('\t').next() == Some(wanted))
 }
 
 /// A message without Rust's addition to C's words.

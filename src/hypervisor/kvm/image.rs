@@ -151,3 +151,94 @@ fn send(from: &File, mut to: &File, offset: u64, size: u64) -> io::Result<u64> {
     to.seek(SeekFrom::Start(offset))?;
     io::copy(&mut from.take(size), &mut to)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    const TEXT: u64 = 0x20_0000;
+
+    /// A kernel of one page: ELF header, a segment, and the note that names its PVH entry.
+    fn kernel(text: &[u8]) -> Vec<u8> {
+        fn put(elf: &mut Vec<u8>, width: usize, values: &[u64]) {
+            values.iter().for_each(|value| elf.extend(&value.to_le_bytes()[..width]));
+        }
+        let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+        put(&mut elf, 2, &[2, 62]);
+        put(&mut elf, 4, &[1]);
+        put(&mut elf, 8, &[TEXT, 64, 0]);
+        put(&mut elf, 4, &[0]);
+        put(&mut elf, 2, &[64, 56, 2, 0, 0, 0]);
+        for (type_, offset, address, size) in [(1, 256, TEXT, text.len() as u64), (4, 200, 0, 20)] {
+            put(&mut elf, 4, &[type_, 5]);
+            put(&mut elf, 8, &[offset, address, address, size, size + 0x1000, 0x1000]);
+        }
+        elf.resize(200, 0);
+        put(&mut elf, 4, &[4, 4, 18]);
+        elf.extend(b"Xen\0");
+        put(&mut elf, 4, &[TEXT + 16]);
+        elf.resize(256, 0);
+        elf.extend(text);
+        elf
+    }
+
+    fn file(content: &[u8]) -> File {
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(content).and_then(|()| file.rewind()).expect("written");
+        file
+    }
+
+    fn load(kernel: &[u8], initramfs: &[u8], memory_mib: u32) -> Result<(Image, Memory), String> {
+        let (memory, backing) = memory::allocate(memory_mib).expect("memory");
+        let target = Target { memory: &memory, file: &backing, memory_mib };
+        let paths = (Path::new("KERNEL"), Path::new("INITRAMFS"));
+        let image = target.load(file(kernel), &file(initramfs), paths).map_err(|error| error.to_string())?;
+        target
+            .write_start_info(&image, "quiet", GuestAddress(0xe_0000))
+            .map_err(|error| error.to_string())?;
+        Ok((image, memory))
+    }
+
+    #[test]
+    fn all_is_where_the_kernel_looks_for_it() {
+        let initramfs = [b"cpio".as_slice(), &[7; 5000]].concat();
+        let (image, memory) = load(&kernel(b"code and data"), &initramfs, 64).expect("it is loaded");
+        assert_eq!(image.entry, GuestAddress(TEXT + 16));
+        let read = |address, len| {
+            let mut bytes = vec![0; len];
+            memory.read_slice(&mut bytes, GuestAddress(address)).expect("in memory");
+            bytes
+        };
+        assert_eq!(read(TEXT, 13), b"code and data");
+        assert_eq!(read(COMMAND_LINE.raw_value(), 6), b"quiet\0");
+        let info: hvm_start_info = memory.read_obj(START_INFO).expect("in memory");
+        let (modules, entries) = (info.nr_modules, info.memmap_entries);
+        assert_eq!((info.magic, modules, entries, info.rsdp_paddr), (START_INFO_MAGIC, 1, 2, 0xe_0000));
+        let module: hvm_modlist_entry = memory.read_obj(MODULE_LIST).expect("in memory");
+        assert_eq!(module.paddr % PAGE, 0);
+        assert_eq!(read(module.paddr, module.size as usize), initramfs);
+    }
+
+    #[test]
+    fn damaged_files_are_named() {
+        let whole = kernel(&[1; 100]);
+        let mut far = whole.clone();
+        far[64 + 24..64 + 32].copy_from_slice(&u64::MAX.to_le_bytes());
+        let mut without_note = whole.clone();
+        without_note[208] = 19;
+        for damaged in [&b""[..], b"#!/bin/sh\n", &whole[..100], &whole[..300], &far, &without_note] {
+            let error = load(damaged, b"cpio", 64).err().expect("no kernel");
+            assert!(error.starts_with("cannot load KERNEL: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn memory_must_hold_both() {
+        let error = load(&kernel(b"code"), &vec![0; 31 << 20], 32).err().expect("no room");
+        assert_eq!(error, "32 MiB of memory are too few for kernel and initramfs");
+        let error = load(&kernel(b"code"), &vec![0; 33 << 20], 32).err().expect("no room");
+        assert_eq!(error, "32 MiB of memory are too few for kernel and initramfs");
+    }
+}

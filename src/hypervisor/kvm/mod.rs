@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use super::process::VmmProcess;
-use super::{Ending, Error as VmError, Hypervisor, Kind, Vm, VmFds, VmRecord, VmSpec, VsockAddress, vsock};
+use super::{Ending, Error as VmError, Hypervisor, Kind, Vm, VmFds, VmRecord, VmSpec, vsock};
 use crate::{devices, jail, sys};
 
 mod acpi;
@@ -48,8 +48,8 @@ impl Hypervisor for Kvm {
         let launch = |what| move |source| VmError::Launch { what, source };
         let kvm = probe::open()
             .map_err(|unusable| VmError::Unusable { backend: "kvm", reason: unusable.reason })?;
-        let kernel = open(&spec.kernel)?;
-        let initramfs = open(&spec.initramfs)?;
+        let kernel = open("kernel", &spec.kernel)?;
+        let initramfs = open("initramfs", &spec.initramfs)?;
         let json = serde_json::to_vec(spec).map_err(|error| launch("its description")(error.into()))?;
         let spec_file = sys::fd::memory_file(c"spec", &json).map_err(launch("its description"))?;
         let (uplink, vmm_uplink) = UnixStream::pair().map_err(launch("its uplink"))?;
@@ -82,7 +82,7 @@ impl Vm for KvmVm {
             kind: Kind::Kvm,
             pid: self.process.pid(),
             start_time: self.process.start_time(),
-            vsock: VsockAddress::Unix(self.vsock.clone()),
+            vsock: self.vsock.clone(),
         }
     }
 
@@ -116,11 +116,12 @@ impl Drop for KvmVm {
     }
 }
 
-fn open(path: &Path) -> Result<OwnedFd, VmError> {
-    let failed = |error: io::Error| VmError::File { path: path.to_owned(), reason: error.to_string() };
+fn open(what: &'static str, path: &Path) -> Result<OwnedFd, VmError> {
+    let refuse = |reason| VmError::File { what, path: path.to_owned(), reason };
+    let failed = |error: io::Error| refuse(error.to_string());
     let file = File::open(path).map_err(failed)?;
     if !file.metadata().map_err(failed)?.is_file() {
-        return Err(VmError::File { path: path.to_owned(), reason: "it is not a regular file".to_owned() });
+        return Err(refuse("it is not a regular file".to_owned()));
     }
     Ok(file.into())
 }

@@ -65,7 +65,7 @@ pub(super) fn open() -> Result<OwnedFd, Unusable> {
                  (or, on a virtual machine, that nested virtualisation is)"
             ),
             Some(libc::EACCES | libc::EPERM) => {
-                format!("no permission to use {DEVICE}: run as root, or as a member of its group (kvm)")
+                format!("permission denied at {DEVICE}: run as root, or as a member of its group (kvm)")
             }
             Some(libc::ENODEV | libc::ENXIO) => {
                 format!("{DEVICE} has no driver: load the module kvm_intel or kvm_amd")

@@ -31,9 +31,12 @@ const MONITOR_FD: u32 = 5;
 ///
 /// - `reboot=t panic=-1`: a guest that resets, or panics, does so by a triple fault, which `-no-reboot` makes the end of QEMU.
 /// - `no_timer_check`, `noreplace-smp`, `cryptomgr.notests`: checks whose answers are known here.
-/// - `earlyprintk`: with `quiet` only what comes before the end of a broken guest.
-const PARAMETERS: &str = "reboot=t panic=-1 no_timer_check noreplace-smp cryptomgr.notests";
-const QUIET: &str = "quiet earlyprintk=serial,ttyS0";
+/// - `dummy.numdummies=0`: no network device that nobody asked for.
+/// - `earlyprintk`: with `quiet` only what comes before the end of a broken guest. It writes to the port by itself, so the
+///   serial driver, which would take the console over and takes 20 ms to find it, is told to look for none.
+const PARAMETERS: &str =
+    "reboot=t panic=-1 no_timer_check noreplace-smp cryptomgr.notests dummy.numdummies=0";
+const QUIET: &str = "quiet earlyprintk=serial,ttyS0 8250.nr_uarts=0";
 const VERBOSE: &str = "console=ttyS0 loglevel=7";
 const MACHINE: &str = "q35,memory-backend=memory,smm=off,sata=off,smbus=off,vmport=off,hpet=off";
 /// No hot-plug slots and sleep states for the kernel to interpret.

@@ -34,7 +34,7 @@ pub use command_line::Accelerator;
 pub use find::{MINIMUM_VERSION, find};
 
 use super::process::VmmProcess;
-use super::{Ending, Error, Hypervisor, Kind, Vm, VmFds, VmRecord, VmSpec, VsockAddress, vsock};
+use super::{Ending, Error, Hypervisor, Kind, Vm, VmFds, VmRecord, VmSpec, vsock};
 use crate::jail::{self, Spawn};
 
 /// Name of the CONNECT socket in a VM's state directory.
@@ -63,8 +63,8 @@ struct QemuVm {
 
 impl Hypervisor for Qemu {
     fn launch(&self, spec: &VmSpec, fds: VmFds) -> Result<Box<dyn Vm>, Error> {
-        check_file(&spec.kernel, Some(b"\x7fELF"))?;
-        check_file(&spec.initramfs, None)?;
+        check_file("kernel", &spec.kernel, Some(b"\x7fELF"))?;
+        check_file("initramfs", &spec.initramfs, None)?;
         let (console, console_writer) = pipe()?;
         let (log, log_writer) = pipe()?;
         let socket = spec.state_dir.join(VSOCK_SOCKET);
@@ -103,7 +103,7 @@ impl Vm for QemuVm {
             kind: Kind::Qemu,
             pid: self.qemu.pid(),
             start_time: self.qemu.start_time(),
-            vsock: VsockAddress::Unix(self.socket.clone()),
+            vsock: self.socket.clone(),
         }
     }
 
@@ -213,8 +213,8 @@ fn connected_listener(path: &Path) -> io::Result<(UnixListener, UnixStream)> {
 }
 
 /// What would otherwise be QEMU's words about a path in its jail.
-fn check_file(path: &Path, magic: Option<&[u8; 4]>) -> Result<(), Error> {
-    let refuse = |reason: String| Err(Error::File { path: path.to_owned(), reason });
+fn check_file(what: &'static str, path: &Path, magic: Option<&[u8; 4]>) -> Result<(), Error> {
+    let refuse = |reason: String| Err(Error::File { what, path: path.to_owned(), reason });
     let mut start = [0; 4];
     let mut open = || -> io::Result<fs::Metadata> {
         let mut file = fs::File::open(path)?;

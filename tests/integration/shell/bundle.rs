@@ -95,13 +95,21 @@ impl Bundle {
 
     /// `rt run -b BUNDLE ID`, to be varied and started. Writes config.json as it is now.
     pub fn call(&self) -> Call {
-        fs::write(self.path("config.json"), serde_json::to_vec_pretty(&self.config).unwrap()).unwrap();
+        self.write_config();
         let call = Call::new(self);
         if self.settings.is_empty() {
             return call;
         }
         let settings = self.file("rt.toml", &self.settings);
         call.env("RT_CONFIG", &settings)
+    }
+
+    pub(super) fn write_config(&self) {
+        let (path, text) = (self.path("config.json"), serde_json::to_vec_pretty(&self.config).unwrap());
+        // Several calls at once: none may find it half written.
+        if fs::read(&path).ok().as_ref() != Some(&text) {
+            fs::write(path, text).unwrap();
+        }
     }
 
     fn lay_rootfs(&self) {
@@ -193,7 +201,7 @@ mod at_exit {
     }
 }
 
-fn unique_id() -> String {
+pub(super) fn unique_id() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }

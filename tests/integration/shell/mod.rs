@@ -3,12 +3,14 @@
 mod bundle;
 mod ended;
 mod leftovers;
+mod lifecycle;
 mod place;
 mod pty;
 mod running;
 
 pub use bundle::{Bundle, host, without};
 pub use ended::Ended;
+pub use lifecycle::Container;
 pub use place::{Place, guest_file, patience, place, rt_binary, skipped};
 pub use pty::Pty;
 pub use running::{Call, Input, Running};

@@ -248,11 +248,16 @@ pub(super) fn own() -> MutexGuard<'static, Option<HashSet<i32>>> {
     own
 }
 
-fn spawn(command: &mut Command) -> io::Result<Child> {
+pub(super) fn spawn(command: &mut Command) -> io::Result<Child> {
     let mut own = own();
     let child = command.spawn()?;
     own.as_mut().unwrap().insert(child.id() as i32);
     Ok(child)
+}
+
+/// A process that [`spawn`] started has been waited for.
+pub(super) fn forget(pid: i32) {
+    own().as_mut().unwrap().remove(&pid);
 }
 
 /// Runs a helper of the harness.

@@ -1,0 +1,89 @@
+//! Wrong command lines, and what rt says of itself.
+
+use std::fs;
+
+use crate::shell::{Bundle, Ended, host, rt_binary};
+
+#[track_caller]
+fn is_wrong(ended: &Ended, words: &[&str]) {
+    ended.code(1);
+    let (out, err) = (ended.text(), String::from_utf8_lossy(&ended.stderr).into_owned());
+    assert!(out.starts_with("Incorrect Usage.\n\n") && out.contains("Usage: "), "{ended}");
+    assert_eq!(err.lines().count(), 1, "{ended}");
+    assert!(err.contains("level=error") && words.iter().all(|word| err.contains(word)), "{words:?} {ended}");
+}
+
+#[test]
+fn a_wrong_value_of_any_flag_is_told() {
+    let bundle = Bundle::new();
+    let wrong: [(&[&str], &str); 22] = [
+        (&["--log-format", "xml", "list"], "xml"),
+        (&["--rootless", "perhaps", "list"], "perhaps"),
+        (&["--hypervisor", "xen", "list"], "xen"),
+        (&["--frob", "list"], "--frob"),
+        (&["frob"], "frob"),
+        (&["list", "--format", "xml"], "xml"),
+        (&["list", "extra"], "extra"),
+        (&["ps", "--format", "xml", "a"], "xml"),
+        (&["state"], "<ID>"),
+        (&["state", "a", "b"], "'b'"),
+        (&["state", "--frob", "a"], "--frob"),
+        (&["create"], "<ID>"),
+        (&["create", "--preserve-fds", "many", "a"], "many"),
+        (&["create", "--preserve-fds", "-1", "a"], "-1"),
+        (&["run", "--preserve-fds", "x", "a"], "--preserve-fds"),
+        (&["kill"], "<ID>"),
+        (&["events", "--interval", "0s", "a"], "greater than 0"),
+        (&["events", "--interval", "soon", "a"], "soon"),
+        (&["exec", "--user", "root", "a", "b"], "root"),
+        (&["exec", "--cap", "CAP_FLY", "a", "b"], "CAP_FLY"),
+        (&["update", "--memory", "much", "a"], "much"),
+        (&["update", "--pids-limit", "few", "a"], "few"),
+    ];
+    for (line, word) in wrong {
+        is_wrong(&bundle.rt(line), &[word]);
+    }
+    for verb in ["start", "pause", "resume", "delete", "ps", "events", "update", "checkpoint", "restore"] {
+        is_wrong(&bundle.rt(&[verb]), &["<ID>"]);
+    }
+}
+
+#[test]
+fn the_reason_goes_to_the_log_too() {
+    let bundle = Bundle::new();
+    let log = bundle.path("own-log");
+    let ended = bundle.rt(&["--log", log.to_str().unwrap(), "--log-format=json", "state"]);
+    ended.code(1);
+    let line: serde_json::Value = serde_json::from_str(&fs::read_to_string(log).unwrap()).unwrap();
+    assert_eq!(line["level"], "error");
+    assert_eq!(ended.stderr, format!("{}\n", line["msg"].as_str().unwrap()).as_bytes());
+}
+
+#[test]
+fn checkpoint_and_restore_say_what_to_use() {
+    let bundle = Bundle::new();
+    let flags =
+        ["--image-path", "/i", "--work-path=/w", "--tcp-established", "--leave-running", "--pre-dump"];
+    bundle.rt(&[&["checkpoint"][..], &flags, &["a"]].concat()).fails(&["cannot checkpoint a", "rt pause"]);
+    let flags = ["--image-path", "/i", "-d", "--pid-file", "/p", "-b", "/b", "--lsm-profile", "x"];
+    bundle.rt(&[&["restore"][..], &flags, &["a"]].concat()).fails(&["cannot restore a", "rt pause"]);
+}
+
+#[test]
+fn the_version_has_three_lines_in_the_form_of_the_name() {
+    let bundle = Bundle::new();
+    for flag in ["--version", "-v"] {
+        let text = bundle.rt(&[flag]).text();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        assert!(lines[0].starts_with("rt version ") && lines[1].starts_with("commit: "), "{text}");
+        assert!(lines[2].starts_with("spec: 1."), "{text}");
+    }
+    for name in ["kata-runtime", "kata"] {
+        let text = host(&format!("bash -c 'exec -a {name} {} --version'", rt_binary().display()));
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        assert!(lines[0].starts_with("kata-runtime  : "), "{text}");
+        assert!(lines[1].starts_with("   commit   : ") && lines[2].starts_with("   OCI specs: 1."), "{text}");
+    }
+}
