@@ -82,7 +82,7 @@ fn listen_on(port: u32, flags: SockFlag) -> Result<OwnedFd, Error> {
     let fd = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC | flags, None)
         .map_err(step("open a socket for", name()))?;
     bind(fd.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, port)).map_err(step("bind", name()))?;
-    listen(&fd, Backlog::new(64).unwrap_or(Backlog::MAXCONN)).map_err(step("listen on", name()))?;
+    listen(&fd, Backlog::new(1024).unwrap_or(Backlog::MAXCONN)).map_err(step("listen on", name()))?;
     Ok(fd)
 }
 

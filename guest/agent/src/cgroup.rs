@@ -3,10 +3,18 @@
 //! The agent makes and removes the groups; limits inside them are libcontainer's to write. The host's `cgroupsPath`
 //! names a group of the host and has no meaning here.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::Pid;
+
+use crate::sys;
 
 /// Where the tree is mounted.
 pub const ROOT: &str = "/sys/fs/cgroup";
@@ -40,9 +48,41 @@ pub fn directory(container: &str) -> PathBuf {
     Path::new(PARENT).join(container)
 }
 
+/// A group below the container's, which has to be there.
+///
+/// # Errors
+/// For the user.
+pub fn below(container: &str, relative: &str) -> Result<PathBuf, String> {
+    let is_below = |part| matches!(part, Component::Normal(_) | Component::CurDir | Component::RootDir);
+    if !Path::new(relative).components().all(is_below) {
+        return Err(format!("{relative:?} is no cgroup below the container's"));
+    }
+    let group = directory(container).join(relative.trim_start_matches('/'));
+    match group.join("cgroup.procs").metadata() {
+        Ok(_) => Ok(group),
+        Err(error) => Err(format!("cannot use the cgroup {relative:?} below the container's: {error}")),
+    }
+}
+
 /// Makes the container's group.
 pub fn create(container: &str) -> io::Result<()> {
     fs::create_dir(directory(container))
+}
+
+/// Forks into `group`, as [`sys::fork_into`]. Where a container has made groups below its own and given them controllers,
+/// none may be in between: then into the one that its first process `init` is in, as runc does.
+///
+/// # Errors
+/// What the kernel says.
+pub fn fork_into(group: &Path, init: i32) -> io::Result<Option<Pid>> {
+    match sys::fork_into(File::open(group)?.as_fd()) {
+        Err(Errno::EBUSY) => {
+            let text = fs::read_to_string(format!("/proc/{init}/cgroup"))?;
+            let theirs = text.lines().find_map(|line| line.strip_prefix("0::/")).ok_or(Errno::EBUSY)?;
+            Ok(sys::fork_into(File::open(Path::new(ROOT).join(theirs))?.as_fd())?)
+        }
+        other => Ok(other?),
+    }
 }
 
 /// Kills every process in the group and those below.
@@ -75,6 +115,43 @@ fn collect(group: &Path, found: &mut Vec<i32>) -> io::Result<()> {
 /// Stops or continues every process of the group. The kernel does it some time later.
 pub fn freeze(container: &str, frozen: bool) -> io::Result<()> {
     fs::write(directory(container).join("cgroup.freeze"), if frozen { "1" } else { "0" })
+}
+
+/// True when the group was told to stop.
+pub fn is_frozen(container: &str) -> bool {
+    let state = fs::read_to_string(directory(container).join("cgroup.freeze"));
+    state.is_ok_and(|text| text.trim() == "1")
+}
+
+/// Waits until an entry of cgroup.events has this value.
+///
+/// # Errors
+/// [`io::ErrorKind::TimedOut`]; what the kernel says.
+pub fn wait_for_event(container: &str, name: &str, value: u64, deadline: Instant) -> io::Result<()> {
+    let file = File::open(directory(container).join("cgroup.events"))?;
+    loop {
+        if entry(&read_again(&file)?, name) == Some(value) {
+            return Ok(());
+        }
+        let left = deadline.checked_duration_since(Instant::now()).ok_or(io::ErrorKind::TimedOut)?;
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLPRI)], timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Reads a file from its beginning: poll(2) then tells of changes since.
+pub fn read_again(file: &File) -> io::Result<String> {
+    let mut bytes = [0; 4096];
+    let length = file.read_at(&mut bytes, 0)?;
+    Ok(String::from_utf8_lossy(&bytes[..length]).into_owned())
+}
+
+/// The number of a line `name number`.
+pub fn entry(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 /// Kills what is left in the group and removes it with those below.
@@ -111,4 +188,23 @@ fn remove_tree(group: &Path) -> io::Result<()> {
         }
     }
     fs::remove_dir(group)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_found_by_their_whole_name() {
+        let text = "oom 3\noom_kill 2\noom_group_kill 1\n";
+        assert_eq!(entry(text, "oom_kill"), Some(2));
+        assert_eq!(entry(text, "oom"), Some(3));
+        assert_eq!(entry(text, "frozen"), None);
+    }
+
+    #[test]
+    fn groups_are_below_the_containers() {
+        assert!(below("c", "../d").is_err());
+        assert!(below("c", "a/../../d").is_err());
+    }
 }

@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::errno::Errno;
-use oci_spec::runtime::{LinuxSeccomp, Spec};
+use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
 
 use crate::lookup;
 use crate::report::Report;
 
 /// The search path of a process whose environment has none: libc's.
-const DEFAULT_PATH: &str = "/bin:/usr/bin";
+pub const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// Runs the container's process.
 #[derive(Clone)]
@@ -79,13 +79,20 @@ impl Executor for GuestExecutor {
     }
 }
 
-fn exec_message(path: &Path, error: Errno) -> String {
+pub fn exec_message(path: &Path, error: Errno) -> String {
     format!("exec {}: {}", path.display(), lookup::words(error))
 }
 
 /// The file that the process is to run.
 fn find(spec: &Spec) -> Result<PathBuf, String> {
-    let process = spec.process().as_ref().ok_or("process must be set")?;
+    program(spec.process().as_ref().ok_or("process must be set")?)
+}
+
+/// The file that a process is to run, as its user sees it.
+///
+/// # Errors
+/// In runc's words.
+pub fn program(process: &Process) -> Result<PathBuf, String> {
     let command = process.args().as_ref().and_then(|arguments| arguments.first());
     let command = command.ok_or("args must not be empty")?;
     let variables = process.env().as_deref().unwrap_or_default();
@@ -95,7 +102,7 @@ fn find(spec: &Spec) -> Result<PathBuf, String> {
 
 /// The environment as given, in its order; of a repeated name the last value counts, at the first one's place. HOME is
 /// added when it is missing or empty.
-fn environment(variables: &[String], home: Option<&str>) -> Vec<String> {
+pub fn environment(variables: &[String], home: Option<&str>) -> Vec<String> {
     let mut result: Vec<String> = Vec::with_capacity(variables.len() + 1);
     let mut places: HashMap<&str, usize> = HashMap::with_capacity(variables.len());
     for variable in variables {
@@ -119,11 +126,11 @@ fn environment(variables: &[String], home: Option<&str>) -> Vec<String> {
     result
 }
 
-fn c_string(bytes: &[u8]) -> Option<CString> {
+pub fn c_string(bytes: &[u8]) -> Option<CString> {
     CString::new(bytes).ok()
 }
 
-fn c_strings(strings: &[String]) -> Option<Vec<CString>> {
+pub fn c_strings(strings: &[String]) -> Option<Vec<CString>> {
     strings.iter().map(|string| c_string(string.as_bytes())).collect()
 }
 

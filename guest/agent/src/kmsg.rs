@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 static FILE: OnceLock<File> = OnceLock::new();
 static DEBUG: AtomicBool = AtomicBool::new(false);
+static CLOSED: AtomicBool = AtomicBool::new(false);
 
 /// The levels in use, with the kernel's numbers (Documentation/ABI/testing/dev-kmsg).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,6 +24,11 @@ pub fn open() {
     if let Ok(file) = File::options().write(true).open("/dev/kmsg") {
         let _ = FILE.set(file);
     }
+}
+
+/// Ends the log of this process, which is about to close every descriptor that it does not know.
+pub fn close() {
+    CLOSED.store(true, Ordering::Relaxed);
 }
 
 /// Lets debug records through.
@@ -41,7 +47,7 @@ pub fn debugging() -> bool {
 
 /// Writes one record, by way of the macros [`error`], [`warning`] and [`debug`].
 pub fn record(level: Level, arguments: Arguments<'_>) {
-    if level == Level::Debug && !debugging() {
+    if CLOSED.load(Ordering::Relaxed) || level == Level::Debug && !debugging() {
         return;
     }
     if let Some(mut file) = FILE.get() {

@@ -31,7 +31,7 @@ pub fn adapt(resources: &mut LinuxResources, processors: usize) {
 }
 
 /// The members of a kernel list such as "0-3,7" that are below `count`; `None` when there are none, or it is no list.
-fn clip(list: &str, count: usize) -> Option<String> {
+pub fn clip(list: &str, count: usize) -> Option<String> {
     let mut ranges = Vec::new();
     for part in list.split(',').map(str::trim).filter(|part| !part.is_empty()) {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

@@ -3,6 +3,7 @@
 
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
@@ -19,6 +20,8 @@ const LIMIT: usize = 32 * 1024;
 pub enum Request {
     /// Make a container from its `spec.json`. Beside it: stdin, stdout, stderr, none with a terminal.
     Create(Create),
+    /// Run another process in a container. Beside it: the [`crate::exec::Order`], then as above.
+    Exec(Exec),
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,18 +33,33 @@ pub struct Create {
     pub terminal: Option<(u32, u32)>,
 }
 
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Exec {
+    /// Names the process in events; never used twice.
+    pub sequence: u64,
+    /// The container's own.
+    pub container: u64,
+    /// The group that it begins in.
+    pub cgroup: PathBuf,
+    /// Namespaces of the container that are not the guest's: CLONE_NEW*.
+    pub namespaces: i32,
+    /// Rows and columns.
+    pub terminal: Option<(u32, u32)>,
+}
+
 /// From PID 1 to the server.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Event {
-    /// The container's process waits to be started. Beside it: the terminal's master, when there is one.
+    /// The container's process waits to be started, or the other process is executed. Beside it: the terminal's master,
+    /// when there is one.
     Created { sequence: u64, pid: i32, own_pid_namespace: bool },
-    /// Nothing of the container is left.
+    /// Nothing of it is left.
     Failed { sequence: u64, message: String },
-    /// The container's process has ended: its exit code, or 128 + signal.
+    /// The process has ended: its exit code, or 128 + signal.
     Exited { sequence: u64, code: u32 },
 }
 
-/// From a runner to PID 1: its only message.
+/// From a runner to PID 1: its only message; from a process that is to be executed, one or both of the last.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Outcome {
     /// Beside it: the terminal's master.
@@ -49,6 +67,8 @@ pub enum Outcome {
         pid: i32,
         own_pid_namespace: bool,
     },
+    /// Nothing but execve is left to do: when the socket closes now, it was done. Beside it: the terminal's master.
+    Ready,
     Failed {
         message: String,
     },

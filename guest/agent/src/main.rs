@@ -2,7 +2,7 @@
 //!
 //! Two processes, no exec. PID 1 stays single-threaded for ever: it boots the guest ([`boot`]), reaps, and forks a
 //! runner per container ([`supervisor`], [`runner`]), since libcontainer forks and changes process-wide state. Its
-//! first child serves rt's calls with threads ([`service`]). Between the two runs a packet socket ([`link`]).
+//! first child serves rt's calls with threads ([`server`]). Between the two runs a packet socket ([`link`]).
 //! When either cannot go on, PID 1 says so on the console and powers the machine off: the host never waits in vain.
 //!
 //! `main` is C's: the standard library's own start-up aborts where standard descriptors are closed and /dev/null is
@@ -15,18 +15,28 @@ mod boot;
 mod cgroup;
 mod cmdline;
 mod containers;
+mod credentials;
 mod devices;
+mod exec;
 mod executor;
+mod freezer;
 mod kmsg;
 mod limits;
 mod link;
 mod lookup;
+mod oom;
+mod process;
+mod processes;
 mod report;
+mod resources;
 mod rootfs;
 mod runner;
+mod seccomp;
+mod server;
 mod service;
 mod share;
 mod spec;
+mod stats;
 mod stdio;
 mod streams;
 mod supervisor;

@@ -20,7 +20,7 @@ use crate::link::{self, Create, Outcome};
 use crate::report::{self, Reader, Report};
 use crate::spec::{self, Aside};
 use crate::supervisor::chain;
-use crate::{cgroup, devices, kmsg, rootfs, sys};
+use crate::{cgroup, devices, kmsg, rootfs, stdio, sys};
 
 /// Parent of the containers' bundles: the spec as the host sent it and as libcontainer gets it.
 pub const BUNDLES_DIR: &str = "/run/rt/containers";
@@ -86,7 +86,7 @@ fn make(create: &Create, stdio: Vec<OwnedFd>, reader: &Reader, report: Report) -
     set_network_sysctls(&aside)?;
     cgroup::create(&create.container)
         .map_err(|error| format!("cannot make the cgroup of {}: {error}", create.container))?;
-    own(&stdio, aside.user);
+    stdio::own(&stdio, aside.user);
 
     // Not in the bundle: a socket's path holds no more than 107 bytes, an ID up to 255.
     let console = PathBuf::from(format!("/run/rt/console-{}", create.sequence));
@@ -155,18 +155,6 @@ fn build(
         .pid()
         .map(|pid| pid.as_raw())
         .ok_or_else(|| LibcontainerError::Other("no process was made".to_owned()))
-}
-
-/// Gives the process's user its standard streams, so that it can open /dev/stdout and /proc/self/fd/1 again.
-fn own(stdio: &[OwnedFd], user: u32) {
-    for fd in stdio {
-        let is_pipe =
-            nix::sys::stat::fstat(fd).is_ok_and(|status| status.st_mode & libc::S_IFMT == libc::S_IFIFO);
-        // /dev/null stays root's.
-        if is_pipe && let Err(error) = nix::unistd::fchown(fd, Some(Uid::from_raw(user)), None) {
-            kmsg::warning!("cannot give a standard stream to user {user}: {error}");
-        }
-    }
 }
 
 /// The new terminal's master, its size set and its slave owned by the process's user.

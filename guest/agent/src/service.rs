@@ -1,243 +1,28 @@
-//! The agent's calls (guest/proto/agent.proto), served with threads in PID 1's first child.
-//!
-//! Owns the containers ([`crate::containers`]) and the streams that wait for them ([`crate::streams`]); asks PID 1 to make
-//! processes and is told of their ends over [`crate::link`]. The caller is the host, which is trusted; its mistakes are errors all
+//! The agent's calls (guest/proto/agent.proto). The caller is the host, which is trusted; its mistakes are errors all
 //! the same, never panics.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::Duration;
+use std::sync::Arc;
 
-use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use nix::sys::socket::MsgFlags;
 use rt_proto::messages as wire;
-use rt_proto::service::{Agent, create_agent};
+use rt_proto::service::Agent;
 use ttrpc::error::get_rpc_status;
 use ttrpc::{Code, TtrpcContext};
 
-use crate::boot::Listeners;
-use crate::containers::{Container, Process};
-use crate::link::{self, Create, Event, Request};
-use crate::runner::{SPEC_FILE, STATE_DIR, bundle_dir};
-use crate::streams::{self, Registry};
-use crate::{cgroup, kmsg, share, stdio, sys};
+use crate::exec::NOT_RUNNING;
+use crate::runner::STATE_DIR;
+use crate::server::{self, Names, Shared};
+use crate::{freezer, kmsg, oom, processes, resources, share, stats, sys};
 
 /// Longest container ID: it names directories.
 const MAX_ID: usize = 255;
-/// How long a killed process may take to be gone.
-const GONE: Duration = Duration::from_secs(10);
 
-/// What all calls and threads share.
-struct Shared {
-    started_ns: u64,
-    ready_ns: u64,
-    /// Held while the share is mounted: callers may come at once.
-    greeted: Mutex<bool>,
-    link: OwnedFd,
-    streams: Arc<Registry>,
-    containers: Mutex<BTreeMap<String, Arc<Container>>>,
-    /// The containers whose creation or end PID 1 has yet to report, by the creation's number.
-    pending: Mutex<BTreeMap<u64, Arc<Container>>>,
-    sequence: AtomicU64,
-}
-
-struct Service(Arc<Shared>);
-
-/// Serves until PID 1 goes away or serving becomes impossible; returns why.
-pub fn serve(listeners: Listeners, link: OwnedFd, started_ns: u64) -> String {
-    sys::ignore_broken_pipes();
-    let shared = Arc::new(Shared {
-        started_ns,
-        ready_ns: sys::monotonic_ns(),
-        greeted: Mutex::new(false),
-        link,
-        streams: Arc::default(),
-        containers: Mutex::default(),
-        pending: Mutex::default(),
-        sequence: AtomicU64::new(1),
-    });
-    // The listener is ttRPC's from here on. Its pool makes a new thread whenever all are busy: a call that blocks delays
-    // no other one.
-    let server = ttrpc::Server::new()
-        .add_listener(listeners.agent.into_raw_fd())
-        .map(|server| server.register_service(create_agent(Arc::new(Service(shared.clone())))))
-        .map(|server| server.set_thread_count_min(1).set_thread_count_default(2).set_thread_count_max(4));
-    let started = server.and_then(|mut server| server.start().map(|()| server));
-    let _server = match started {
-        Ok(server) => server,
-        Err(error) => return format!("cannot serve the host: {error}"),
-    };
-    let registry = shared.streams.clone();
-    let accepting = thread::Builder::new().name("streams".to_owned()).spawn(move || {
-        let error = streams::accept_all(&listeners.streams, &registry);
-        kmsg::error!("cannot accept streams any more: {error}");
-        sys::exit_now(1)
-    });
-    if let Err(error) = accepting {
-        return format!("cannot start a thread: {error}");
-    }
-    kmsg::debug!("serving");
-    shared.hear()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No code that holds one of them can panic half-way.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Shared {
-    /// Takes PID 1's events in, until there is no PID 1 or no sense in them.
-    fn hear(&self) -> String {
-        loop {
-            let (event, fds) = match link::receive::<Event>(self.link.as_fd(), MsgFlags::empty()) {
-                Ok(Some(message)) => message,
-                Ok(None) => return "PID 1 is gone".to_owned(),
-                Err(error) => return format!("cannot hear PID 1: {error}"),
-            };
-            kmsg::debug!("{event:?}");
-            let mut pending = lock(&self.pending);
-            match event {
-                Event::Created { sequence, pid, own_pid_namespace } => {
-                    if let Some(container) = pending.get(&sequence) {
-                        let terminal = fds.into_iter().next();
-                        container.created(Ok(Process::new(pid, own_pid_namespace, terminal)));
-                    }
-                }
-                Event::Failed { sequence, message } => {
-                    if let Some(container) = pending.remove(&sequence) {
-                        container.created(Err(message));
-                    }
-                }
-                Event::Exited { sequence, code } => {
-                    if let Some(container) = pending.remove(&sequence) {
-                        container.exited(code);
-                    }
-                }
-            }
-        }
-    }
-
-    fn container(&self, id: &str) -> Result<Arc<Container>, ttrpc::Error> {
-        self.greeted()?;
-        let found = lock(&self.containers).get(id).cloned();
-        found.ok_or_else(|| get_rpc_status(Code::NOT_FOUND, format!("container {id} does not exist")))
-    }
-
-    fn process(&self, id: &str, exec_id: &str) -> Result<Arc<Container>, ttrpc::Error> {
-        if exec_id.is_empty() {
-            return self.container(id);
-        }
-        let message = format!("process {exec_id} of container {id} does not exist");
-        Err(get_rpc_status(Code::NOT_FOUND, message))
-    }
-
-    fn greeted(&self) -> Result<(), ttrpc::Error> {
-        if *lock(&self.greeted) {
-            return Ok(());
-        }
-        Err(get_rpc_status(Code::FAILED_PRECONDITION, "Hello must be the first call"))
-    }
-
-    /// Makes the container's process and connects its streams.
-    fn make(
-        &self,
-        container: &Arc<Container>,
-        request: &wire::CreateContainerRequest,
-    ) -> Result<i32, String> {
-        let stream = |number: u64| match number {
-            0 => Ok(None),
-            number => self.streams.take(number).map(Some).map_err(|error| error.to_string()),
-        };
-        let terminal = stream(request.terminal)?;
-        let (input, output, error) =
-            (stream(request.stdin)?, stream(request.stdout)?, stream(request.stderr)?);
-        let bundle = bundle_dir(&container.id);
-        fs::create_dir_all(&bundle).map_err(|error| format!("cannot make {}: {error}", bundle.display()))?;
-        let file = bundle.join(SPEC_FILE);
-        fs::write(&file, &request.spec)
-            .map_err(|error| format!("cannot write {}: {error}", file.display()))?;
-
-        let (mut theirs, mut ours) = (Vec::new(), Vec::new());
-        if terminal.is_none() {
-            for (stream, is_input) in [(&input, true), (&output, false), (&error, false)] {
-                let (their, our) = standard_stream(stream.is_some(), is_input)
-                    .map_err(|error| format!("cannot make a pipe: {error}"))?;
-                theirs.push(their);
-                ours.push(our);
-            }
-        }
-        let create = Create {
-            sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
-            container: container.id.clone(),
-            terminal: terminal.as_ref().map(|_| (request.terminal_rows, request.terminal_columns)),
-        };
-        let sequence = create.sequence;
-        lock(&self.pending).insert(sequence, container.clone());
-        let fds: Vec<_> = theirs.iter().map(AsRawFd::as_raw_fd).collect();
-        if let Err(error) = link::transmit(self.link.as_fd(), &Request::Create(create), &fds) {
-            lock(&self.pending).remove(&sequence);
-            return Err(format!("cannot ask PID 1: {error}"));
-        }
-        drop(theirs);
-        let (pid, master) = container.creation()?;
-
-        let mut ours = ours.into_iter().flatten();
-        let connected =
-            match (terminal, master) {
-                (Some(stream), Some(master)) => stdio::move_terminal(master, stream, container.clone()),
-                _ => input
-                    .and_then(|stream| Some((stream, ours.next()?)))
-                    .map_or(Ok(()), |(stream, pipe)| stdio::move_input(stream, pipe))
-                    .and_then(|()| {
-                        [output, error].into_iter().flatten().zip(ours).try_for_each(|(stream, pipe)| {
-                            stdio::move_output(pipe, stream, container.clone())
-                        })
-                    }),
-            };
-        connected.map_err(|error| format!("cannot connect standard streams: {error}"))?;
-        Ok(pid)
-    }
-
-    /// Ends what is left of a container and forgets it.
-    fn remove(&self, container: &Container) -> Result<(), String> {
-        let id = &container.id;
-        cgroup::kill(id).map_err(|error| format!("cannot kill the processes of {id}: {error}"))?;
-        // Also when it has left its cgroup, which a privileged process can.
-        let _ = container.signal(libc::SIGKILL);
-        if !container.gone_within(GONE) {
-            return Err(format!("the process of {id} does not end"));
-        }
-        cgroup::remove(id).map_err(|error| format!("cannot remove the cgroup of {id}: {error}"))?;
-        for directory in [Path::new(STATE_DIR).join(id), bundle_dir(id)] {
-            match fs::remove_dir_all(&directory) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(format!("cannot remove {}: {error}", directory.display()));
-                }
-                _ => {}
-            }
-        }
-        lock(&self.containers).remove(id);
-        Ok(())
-    }
-}
-
-/// A process's end of a standard stream, and the agent's: /dev/null and none where the host offers no stream.
-fn standard_stream(wanted: bool, is_input: bool) -> std::io::Result<(OwnedFd, Option<OwnedFd>)> {
-    if !wanted {
-        let null = File::options().read(is_input).write(!is_input).open("/dev/null")?;
-        return Ok((null.into(), None));
-    }
-    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-    Ok(if is_input { (read, Some(write)) } else { (write, Some(read)) })
-}
+/// The calls of the server that it shares.
+pub struct Service(pub Arc<Shared>);
 
 impl Agent for Service {
     fn hello(&self, _: &TtrpcContext, request: wire::HelloRequest) -> ttrpc::Result<wire::HelloResponse> {
@@ -260,7 +45,7 @@ impl Agent for Service {
         {
             kmsg::warning!("cannot set the hostname: {error}");
         }
-        let mut greeted = lock(&self.0.greeted);
+        let mut greeted = server::lock(&self.0.greeting);
         if !*greeted && !request.share_tag.is_empty() {
             share::mount(&request.share_tag)
                 .map_err(|message| get_rpc_status(Code::FAILED_PRECONDITION, message))?;
@@ -283,23 +68,18 @@ impl Agent for Service {
     ) -> ttrpc::Result<wire::CreateContainerResponse> {
         self.0.greeted()?;
         check_id(&request.container_id).map_err(|message| get_rpc_status(Code::INVALID_ARGUMENT, message))?;
-        let container = Arc::new(Container::new(request.container_id.clone()));
-        {
-            let mut containers = lock(&self.0.containers);
-            if containers.contains_key(&container.id) {
-                let message = format!("container {} already exists", container.id);
-                return Err(get_rpc_status(Code::ALREADY_EXISTS, message));
-            }
-            containers.insert(container.id.clone(), container.clone());
-        }
-        match self.0.make(&container, &request) {
+        let container = self.0.add(&request.container_id)?;
+        let standard = [request.stdin, request.stdout, request.stderr];
+        let names = Names { terminal: request.terminal, standard };
+        let size = (request.terminal_rows, request.terminal_columns);
+        match self.0.make(&container, &request.spec, &names, size) {
             Ok(pid) => {
                 let mut response = wire::CreateContainerResponse::new();
                 response.pid = pid.unsigned_abs();
                 Ok(response)
             }
             Err(message) => {
-                container.created(Err(message.clone()));
+                container.process.created(Err(message.clone()));
                 if let Err(left) = self.0.remove(&container) {
                     kmsg::warning!("after a failed creation: {left}");
                 }
@@ -318,7 +98,7 @@ impl Agent for Service {
             let message = format!("cannot start container {}: {why}", container.id);
             get_rpc_status(Code::FAILED_PRECONDITION, message)
         };
-        container.claim_start().map_err(|why| refused(&why))?;
+        container.process.claim_start().map_err(|why| refused(&why))?;
         release(&container.id).map_err(|error| refused(&error))?;
         Ok(wire::Empty::new())
     }
@@ -328,9 +108,11 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: wire::ProcessRequest,
     ) -> ttrpc::Result<wire::WaitProcessResponse> {
-        let container = self.0.process(&request.container_id, &request.exec_id)?;
+        let (container, process) = self.0.process(&request.container_id, &request.exec_id)?;
         let mut response = wire::WaitProcessResponse::new();
-        response.exit_code = container.ended();
+        response.exit_code = process.ended();
+        response.oom_kills = oom::kills(&container.id);
+        container.forget(&request.exec_id);
         Ok(response)
     }
 
@@ -339,21 +121,20 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: wire::SignalProcessRequest,
     ) -> ttrpc::Result<wire::Empty> {
-        let container = self.0.process(&request.container_id, &request.exec_id)?;
+        let (container, process) = self.0.process(&request.container_id, &request.exec_id)?;
         // 0 asks whether the process is there; the last real-time signal is 64.
         let signal = i32::try_from(request.signal).ok().filter(|signal| (0..=64).contains(signal));
         let signal = signal.ok_or_else(|| {
             get_rpc_status(Code::INVALID_ARGUMENT, format!("{} is not a signal", request.signal))
         })?;
         let sent = if request.all {
-            signal_all(&container, signal)
+            freezer::signal_all(&container, signal)
         } else {
-            container.signal(signal).map_err(Into::into)
+            process.signal(signal).map_err(Into::into)
         };
         sent.map(|()| wire::Empty::new()).map_err(|error| match error.raw_os_error() {
-            Some(libc::ESRCH) => {
-                get_rpc_status(Code::NOT_FOUND, format!("container {} is not running", container.id))
-            }
+            Some(libc::ESRCH) if request.exec_id.is_empty() => get_rpc_status(Code::NOT_FOUND, NOT_RUNNING),
+            Some(libc::ESRCH) => get_rpc_status(Code::NOT_FOUND, "os: process already finished"),
             _ => get_rpc_status(Code::INTERNAL, format!("cannot signal container {}: {error}", container.id)),
         })
     }
@@ -363,13 +144,106 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: wire::ResizeTerminalRequest,
     ) -> ttrpc::Result<wire::Empty> {
-        let container = self.0.process(&request.container_id, &request.exec_id)?;
-        container.resize(request.rows, request.columns).map_err(|error| {
+        let (container, process) = self.0.process(&request.container_id, &request.exec_id)?;
+        process.resize(request.rows, request.columns).map_err(|error| {
             let message =
                 format!("cannot resize the terminal of container {}: {}", container.id, error.desc());
             get_rpc_status(Code::FAILED_PRECONDITION, message)
         })?;
         Ok(wire::Empty::new())
+    }
+
+    fn exec_process(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ExecProcessRequest,
+    ) -> ttrpc::Result<wire::ExecProcessResponse> {
+        let container = self.0.container(&request.container_id)?;
+        let process = self.0.add_exec(&container, &request.exec_id)?;
+        match self.0.exec(&container, &process, &request) {
+            Ok(pid) => {
+                let mut response = wire::ExecProcessResponse::new();
+                response.pid = pid.unsigned_abs();
+                Ok(response)
+            }
+            Err(message) => {
+                // It may run, when its streams could not be connected; then nobody else could end it.
+                let _ = process.signal(libc::SIGKILL);
+                container.forget(&request.exec_id);
+                Err(get_rpc_status(Code::INVALID_ARGUMENT, message))
+            }
+        }
+    }
+
+    fn pause_container(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ContainerRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        let container = self.0.running(&request.container_id)?;
+        freezer::pause(&container)
+            .map_err(|error| internal(format!("cannot pause container {}: {error}", container.id)))?;
+        Ok(wire::Empty::new())
+    }
+
+    fn resume_container(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ContainerRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        let container = self.0.running(&request.container_id)?;
+        freezer::resume(&container)
+            .map_err(|error| internal(format!("cannot resume container {}: {error}", container.id)))?;
+        Ok(wire::Empty::new())
+    }
+
+    fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: wire::UpdateContainerRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        let container = self.0.running(&request.container_id)?;
+        resources::update(&container.id, &request.resources)
+            .map_err(|message| get_rpc_status(Code::INVALID_ARGUMENT, message))?;
+        Ok(wire::Empty::new())
+    }
+
+    fn list_processes(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ContainerRequest,
+    ) -> ttrpc::Result<wire::ListProcessesResponse> {
+        let container = self.0.running(&request.container_id)?;
+        let mut response = wire::ListProcessesResponse::new();
+        response.processes = processes::list(&container.id, container.process.is_alone())
+            .map_err(|error| internal(format!("cannot list the processes of {}: {error}", container.id)))?;
+        Ok(response)
+    }
+
+    fn container_stats(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ContainerRequest,
+    ) -> ttrpc::Result<wire::ContainerStatsResponse> {
+        let container = self.0.running(&request.container_id)?;
+        let mut response = wire::ContainerStatsResponse::new();
+        response.cgroup = stats::files(&container.id)
+            .map_err(|error| internal(format!("cannot read the cgroup of {}: {error}", container.id)))?;
+        Ok(response)
+    }
+
+    fn watch_oom(
+        &self,
+        _: &TtrpcContext,
+        request: wire::WatchOomRequest,
+    ) -> ttrpc::Result<wire::WatchOomResponse> {
+        let container = self.0.container(&request.container_id)?;
+        let (oom_kills, ended) = oom::watch(&container.id, &container.process, request.seen)
+            .map_err(|error| internal(format!("cannot watch the memory of {}: {error}", container.id)))?;
+        let mut response = wire::WatchOomResponse::new();
+        response.oom_kills = oom_kills;
+        response.ended = ended;
+        Ok(response)
     }
 
     fn delete_container(
@@ -383,8 +257,7 @@ impl Agent for Service {
     }
 
     fn shutdown(&self, _: &TtrpcContext, _: wire::Empty) -> ttrpc::Result<wire::Empty> {
-        let containers: Vec<_> = lock(&self.0.containers).values().cloned().collect();
-        for container in containers {
+        for container in self.0.all() {
             if let Err(left) = self.0.remove(&container) {
                 kmsg::warning!("at shutdown: {left}");
             }
@@ -392,6 +265,10 @@ impl Agent for Service {
         share::unmount().map_err(|message| get_rpc_status(Code::INTERNAL, message))?;
         Ok(wire::Empty::new())
     }
+}
+
+fn internal(message: String) -> ttrpc::Error {
+    get_rpc_status(Code::INTERNAL, message)
 }
 
 fn version_mismatch(host: u32) -> String {
@@ -425,29 +302,6 @@ fn release(id: &str) -> std::io::Result<()> {
     UnixStream::connect(path)?.write_all(b"start container")
 }
 
-/// Signals every process of the container. SIGKILL is the kernel's to spread; for others the container stands still
-/// meanwhile, so that no process escapes by forking.
-fn signal_all(container: &Container, signal: i32) -> std::io::Result<()> {
-    let id = &container.id;
-    if signal == libc::SIGKILL {
-        return cgroup::kill(id);
-    }
-    let _ = cgroup::freeze(id, true);
-    let processes = cgroup::processes(id);
-    for pid in processes.iter().flatten() {
-        let pid = nix::unistd::Pid::from_raw(*pid);
-        // Every number, not only those that have a name in nix.
-        if let Ok(pidfd) = sys::pidfd_open(pid.as_raw()) {
-            let _ = sys::pidfd_signal(pidfd.as_fd(), signal);
-        }
-    }
-    cgroup::freeze(id, false)?;
-    match processes {
-        Ok(processes) if processes.is_empty() => Err(Errno::ESRCH.into()),
-        other => other.map(drop),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -468,13 +322,5 @@ mod tests {
         assert!(
             text.contains("version 9") && text.contains("version 1") && text.contains("use a guest image")
         );
-    }
-
-    #[test]
-    fn without_a_stream_there_is_dev_null() {
-        let (_, ours) = standard_stream(false, true).expect("/dev/null");
-        assert!(ours.is_none());
-        let (_, ours) = standard_stream(true, false).expect("a pipe");
-        assert!(ours.is_some());
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
     Capability, Hooks, LinuxCapabilities, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, LinuxSeccomp,
-    Spec,
+    Process, Spec,
 };
 
 use crate::{cgroup, limits};
@@ -35,12 +35,34 @@ pub fn parse(bytes: &[u8]) -> Result<Spec, String> {
     };
     let without_unknown = || -> Option<Spec> {
         let mut value: serde_json::Value = serde_json::from_slice(bytes).ok()?;
-        for set in value.get_mut("process")?.get_mut("capabilities")?.as_object_mut()?.values_mut() {
-            set.as_array_mut()?.retain(|name| serde_json::from_value::<Capability>(name.clone()).is_ok());
-        }
+        drop_unknown_capabilities(value.get_mut("process")?)?;
         serde_json::from_value(value).ok()
     };
     without_unknown().ok_or_else(|| format!("config.json is not valid: {error}"))
+}
+
+/// Reads a process object, likewise.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_process(bytes: &[u8]) -> Result<Process, String> {
+    let error = match serde_json::from_slice(bytes) {
+        Ok(process) => return Ok(process),
+        Err(error) => error,
+    };
+    let without_unknown = || -> Option<Process> {
+        let mut value: serde_json::Value = serde_json::from_slice(bytes).ok()?;
+        drop_unknown_capabilities(&mut value)?;
+        serde_json::from_value(value).ok()
+    };
+    without_unknown().ok_or_else(|| format!("the process object is not valid: {error}"))
+}
+
+fn drop_unknown_capabilities(process: &mut serde_json::Value) -> Option<()> {
+    for set in process.get_mut("capabilities")?.as_object_mut()?.values_mut() {
+        set.as_array_mut()?.retain(|name| serde_json::from_value::<Capability>(name.clone()).is_ok());
+    }
+    Some(())
 }
 
 /// libcontainer's words for a failure, in those that users of runc know.
@@ -217,7 +239,7 @@ fn no_capabilities() -> LinuxCapabilities {
 }
 
 /// The ID outside a user namespace of an ID inside; one that is not mapped stays, as nothing else can be done with it.
-fn outside_id(inside: u32, mappings: &[LinuxIdMapping]) -> u32 {
+pub fn outside_id(inside: u32, mappings: &[LinuxIdMapping]) -> u32 {
     mappings
         .iter()
         .find_map(|mapping| {

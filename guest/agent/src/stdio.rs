@@ -10,8 +10,10 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
+use nix::unistd::Uid;
 
-use crate::containers::{Container, Output};
+use crate::kmsg;
+use crate::process::{Output, Process};
 
 /// Bytes moved at once, and held by a pipe.
 const CHUNK: usize = 64 * 1024;
@@ -20,6 +22,18 @@ const STACK: usize = 64 * 1024;
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(work).map(drop)
+}
+
+/// Gives the process's user its standard streams, so that it can open /dev/stdout and /proc/self/fd/1 again.
+pub fn own(stdio: &[OwnedFd], user: u32) {
+    for fd in stdio {
+        let is_pipe =
+            nix::sys::stat::fstat(fd).is_ok_and(|status| status.st_mode & libc::S_IFMT == libc::S_IFIFO);
+        // /dev/null stays root's.
+        if is_pipe && let Err(error) = nix::unistd::fchown(fd, Some(Uid::from_raw(user)), None) {
+            kmsg::warning!("cannot give a standard stream to user {user}: {error}");
+        }
+    }
 }
 
 /// Moves the host's bytes into `pipe`, a process's stdin. The host's end is the process's end of file; that the process
@@ -49,24 +63,24 @@ pub fn move_input(stream: OwnedFd, pipe: OwnedFd) -> io::Result<()> {
 
 /// Moves what comes out of `pipe`, a process's stdout or stderr, to the host until every writer has closed it. A host that
 /// has gone away is a closed pipe to the process.
-pub fn move_output(pipe: OwnedFd, stream: OwnedFd, container: Arc<Container>) -> io::Result<()> {
+pub fn move_output(pipe: OwnedFd, stream: OwnedFd, process: Arc<Process>) -> io::Result<()> {
     // The pipe is the buffer. Where the size cannot be had the default is good enough.
     let _ = fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(CHUNK as i32));
     // Held only where it is looked at: a second read end would keep a writer from learning that nobody reads.
-    let watched = if container.is_alone() { None } else { Some(pipe.try_clone()?) };
-    let output = container.output_begins(watched);
+    let watched = if process.is_alone() { None } else { Some(pipe.try_clone()?) };
+    let output = process.output_begins(watched, stream.try_clone()?);
     spawn("output", move || {
         let mut mover = Mover::default();
         while let Ok(1..) = mover.step(pipe.as_fd(), stream.as_fd()) {}
         drop(pipe);
-        finish(&stream, &container, output);
+        finish(&stream, &process, output);
     })
 }
 
 /// Moves bytes between a terminal's master and the host, both ways.
-pub fn move_terminal(master: OwnedFd, stream: OwnedFd, container: Arc<Container>) -> io::Result<()> {
+pub fn move_terminal(master: OwnedFd, stream: OwnedFd, process: Arc<Process>) -> io::Result<()> {
     let (master_in, stream_in) = (master.try_clone()?, stream.try_clone()?);
-    let output = container.output_begins(None);
+    let output = process.output_begins(None, stream.try_clone()?);
     spawn("terminal in", move || {
         let mut mover = Mover::by_copy();
         while let Ok(1..) = mover.step(stream_in.as_fd(), master_in.as_fd()) {}
@@ -76,15 +90,15 @@ pub fn move_terminal(master: OwnedFd, stream: OwnedFd, container: Arc<Container>
         // EIO is a terminal's end of file: no process has it open any more.
         while let Ok(1..) = mover.step(master.as_fd(), stream.as_fd()) {}
         drop(master);
-        finish(&stream, &container, output);
+        finish(&stream, &process, output);
     })
 }
 
 /// Ends the stream's outward direction, then waits for the host to close: closing first might cut off what is on its way.
-fn finish(stream: &OwnedFd, container: &Container, output: Output) {
+fn finish(stream: &OwnedFd, process: &Process, output: Output) {
     use std::os::fd::AsRawFd;
     let _ = shutdown(stream.as_raw_fd(), Shutdown::Write);
-    container.output_ended(output);
+    process.output_ended(output);
     let mut rest = [0; 512];
     while let Ok(1..) | Err(Errno::EINTR) = nix::unistd::read(stream, &mut rest) {}
 }

@@ -5,26 +5,30 @@
 //! before PID 1 looked: what a runner has to say is read before any reaped process is attributed.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::MsgFlags;
 use nix::unistd::Pid;
 
 use crate::cmdline::Parameters;
-use crate::link::{self, Create, Event, Outcome, Request};
-use crate::{boot, kmsg, runner, service, sys};
+use crate::link::{self, Create, Event, Exec, Outcome, Request};
+use crate::{boot, cgroup, exec, kmsg, runner, server, sys};
 
-/// A forked runner that has not ended.
+/// A forked runner that has not ended, or a process of which is not known yet whether it was executed.
 struct Runner {
     sequence: u64,
     socket: OwnedFd,
     /// Its outcome has been passed on.
     told: bool,
+    /// It says that it is about to be executed: its terminal's master.
+    ready: Option<Option<OwnedFd>>,
 }
 
 /// PID 1's state.
@@ -32,8 +36,10 @@ struct Supervisor {
     server: Pid,
     link: OwnedFd,
     runners: BTreeMap<i32, Runner>,
-    /// First processes of containers: their creation's sequence number.
-    containers: BTreeMap<i32, u64>,
+    /// Processes of containers: their creation's sequence number.
+    processes: BTreeMap<i32, u64>,
+    /// This process's own PID namespace.
+    pids: OwnedFd,
 }
 
 /// [`Parameters::end_by_reset`], once known.
@@ -90,6 +96,9 @@ fn start(started_ns: u64, parameters: &Parameters) -> Result<Supervisor, String>
     let mut beacon = boot::Beacon::start(parameters.beacon_port).map_err(|error| chain(&error))?;
     boot::rest(&mut beacon).map_err(|error| chain(&error))?;
     let (link, server_link) = link::pair().map_err(|error| format!("cannot make a socket pair: {error}"))?;
+    let pids =
+        File::open("/proc/self/ns/pid").map_err(|error| format!("cannot open the PID namespace: {error}"))?;
+    let pids = OwnedFd::from(pids);
     // Before the fork: no child may end unnoticed.
     let children = SigSet::from(Signal::SIGCHLD);
     children.thread_block().map_err(|error| format!("cannot block SIGCHLD: {error}"))?;
@@ -100,7 +109,7 @@ fn start(started_ns: u64, parameters: &Parameters) -> Result<Supervisor, String>
             let _ = children.thread_unblock();
             // The connection to the host is PID 1's to finish.
             drop(beacon);
-            let reason = service::serve(listeners, server_link, started_ns);
+            let reason = server::serve(listeners, server_link, started_ns);
             kmsg::error!("the agent's server ended: {reason}");
             sys::exit_now(1)
         }
@@ -108,7 +117,7 @@ fn start(started_ns: u64, parameters: &Parameters) -> Result<Supervisor, String>
             drop(listeners);
             drop(server_link);
             beacon.finish().map_err(|error| chain(&error))?;
-            Ok(Supervisor { server, link, runners: BTreeMap::new(), containers: BTreeMap::new() })
+            Ok(Supervisor { server, link, runners: BTreeMap::new(), processes: BTreeMap::new(), pids })
         }
     }
 }
@@ -163,6 +172,13 @@ impl Supervisor {
                 }
                 Ok(())
             }
+            Ok(Some((Request::Exec(exec), fds))) => {
+                let sequence = exec.sequence;
+                if let Err(message) = self.fork_exec(&exec, fds)? {
+                    self.tell(&Event::Failed { sequence, message }, None);
+                }
+                Ok(())
+            }
             Err(Errno::EAGAIN) => Ok(()),
             // The server's end is reaped next, with its status.
             Ok(None) => self.reap(),
@@ -180,10 +196,46 @@ impl Supervisor {
                 sys::exit_now(0)
             }
             Some(pid) => {
-                self.runners.insert(pid.as_raw(), Runner { sequence, socket, told: false });
+                self.runners.insert(pid.as_raw(), Runner { sequence, socket, told: false, ready: None });
                 Ok(())
             }
         }
+    }
+
+    /// Forks a process into a container's PID namespace and cgroup. The outer failure is PID 1's own.
+    fn fork_exec(&mut self, exec: &Exec, fds: Vec<OwnedFd>) -> Result<Result<(), String>, String> {
+        let container = self.processes.iter().find(|(_, sequence)| **sequence == exec.container);
+        // Not reaped yet, so the number is still its own.
+        let init = container.and_then(|(&pid, _)| Some((pid, sys::pidfd_open(pid).ok()?)));
+        let Some((pid, init)) = init else { return Ok(Err(exec::NOT_RUNNING.to_owned())) };
+        let (socket, their_socket) = match link::pair() {
+            Ok(pair) => pair,
+            Err(error) => return Ok(Err(format!("cannot make a socket pair: {error}"))),
+        };
+        let joins = exec.namespaces & libc::CLONE_NEWPID != 0;
+        if joins && let Err(error) = setns(&init, CloneFlags::CLONE_NEWPID) {
+            return Ok(Err(match error {
+                Errno::ESRCH => exec::NOT_RUNNING.to_owned(),
+                error => format!("cannot join the container's PID namespace: {}", error.desc()),
+            }));
+        }
+        let forked = cgroup::fork_into(&exec.cgroup, pid).map_err(|error| match error.raw_os_error() {
+            // The namespace's first process has ended.
+            Some(libc::ENOMEM) if joins => exec::NOT_RUNNING.to_owned(),
+            _ => format!("cannot fork into the cgroup {}: {error}", exec.cgroup.display()),
+        });
+        if let Ok(None) = forked {
+            exec::run(exec, fds, init, their_socket.as_fd());
+        }
+        if joins && let Err(error) = setns(&self.pids, CloneFlags::CLONE_NEWPID) {
+            return Err(format!("cannot return to the own PID namespace: {error}"));
+        }
+        Ok(forked.map(|pid| {
+            if let Some(pid) = pid {
+                let runner = Runner { sequence: exec.sequence, socket, told: false, ready: None };
+                self.runners.insert(pid.as_raw(), runner);
+            }
+        }))
     }
 
     /// Reaps all that has ended; fails when the server has.
@@ -201,10 +253,10 @@ impl Supervisor {
             self.read_outcomes();
             if let Some(runner) = self.runners.remove(&pid) {
                 if !runner.told {
-                    let message = format!("the runner ended without a word, with code {code}");
+                    let message = format!("it ended without a word, with code {code}");
                     self.tell(&Event::Failed { sequence: runner.sequence, message }, None);
                 }
-            } else if let Some(sequence) = self.containers.remove(&pid) {
+            } else if let Some(sequence) = self.processes.remove(&pid) {
                 self.tell(&Event::Exited { sequence, code }, None);
             }
         }
@@ -212,23 +264,36 @@ impl Supervisor {
 
     /// Passes on what runners have to say.
     fn read_outcomes(&mut self) {
-        let mut events = Vec::new();
-        for runner in self.runners.values_mut().filter(|runner| !runner.told) {
+        let (mut events, mut executed) = (Vec::new(), Vec::new());
+        for (&pid, runner) in self.runners.iter_mut().filter(|(_, runner)| !runner.told) {
             let sequence = runner.sequence;
-            match link::receive::<Outcome>(runner.socket.as_fd(), MsgFlags::MSG_DONTWAIT) {
-                Ok(Some((Outcome::Created { pid, own_pid_namespace }, fds))) => {
-                    runner.told = true;
-                    self.containers.insert(pid, sequence);
-                    let event = Event::Created { sequence, pid, own_pid_namespace };
-                    events.push((event, fds.into_iter().next()));
+            while !runner.told {
+                match link::receive::<Outcome>(runner.socket.as_fd(), MsgFlags::MSG_DONTWAIT) {
+                    Ok(Some((Outcome::Created { pid, own_pid_namespace }, fds))) => {
+                        runner.told = true;
+                        self.processes.insert(pid, sequence);
+                        let event = Event::Created { sequence, pid, own_pid_namespace };
+                        events.push((event, fds.into_iter().next()));
+                    }
+                    Ok(Some((Outcome::Failed { message }, _))) => {
+                        runner.told = true;
+                        events.push((Event::Failed { sequence, message }, None));
+                    }
+                    Ok(Some((Outcome::Ready, fds))) => runner.ready = Some(fds.into_iter().next()),
+                    Ok(None) => {
+                        // One that ended in silence is told when it is reaped.
+                        let Some(terminal) = runner.ready.take() else { break };
+                        runner.told = true;
+                        executed.push(pid);
+                        self.processes.insert(pid, sequence);
+                        events.push((Event::Created { sequence, pid, own_pid_namespace: false }, terminal));
+                    }
+                    Err(_) => break,
                 }
-                Ok(Some((Outcome::Failed { message }, _))) => {
-                    runner.told = true;
-                    events.push((Event::Failed { sequence, message }, None));
-                }
-                // A runner that ended in silence is told when it is reaped.
-                Ok(None) | Err(_) => {}
             }
+        }
+        for pid in executed {
+            self.runners.remove(&pid);
         }
         for (event, terminal) in events {
             self.tell(&event, terminal);

@@ -68,6 +68,19 @@ pub fn terminal_peer(master: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
     }
 }
 
+/// Lets the slave of a new terminal be opened.
+pub fn unlock_terminal(master: BorrowedFd<'_>) -> nix::Result<()> {
+    let locked: libc::c_int = 0;
+    // SAFETY: TIOCSPTLCK reads one int, which outlives the call.
+    Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &locked) }).map(drop)
+}
+
+/// Makes a terminal the controlling one of this session, whose leader the process is.
+pub fn set_controlling_terminal(terminal: BorrowedFd<'_>) -> nix::Result<()> {
+    // SAFETY: TIOCSCTTY takes an integer by value.
+    Errno::result(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0) }).map(drop)
+}
+
 /// Brings the loopback interface up.
 pub fn loopback_up() -> nix::Result<()> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -135,6 +148,74 @@ pub fn fork() -> nix::Result<Option<nix::unistd::Pid>> {
     }
 }
 
+/// Forks into a cgroup, given by its directory. The child gets `Ok(None)`.
+///
+/// Only for a process with one thread, as [`fork`].
+pub fn fork_into(group: BorrowedFd<'_>) -> nix::Result<Option<nix::unistd::Pid>> {
+    // linux/sched.h; libc's constant is too narrow.
+    const CLONE_INTO_CGROUP: u64 = 1 << 33;
+    // SAFETY: all-zero bytes are a valid clone_args: no flags, no addresses.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = CLONE_INTO_CGROUP;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    arguments.cgroup = group.as_raw_fd() as u64;
+    let size = std::mem::size_of::<libc::clone_args>();
+    // SAFETY: no memory is shared with the child and no address given, so it is a fork; PID 1, the only caller, has no
+    // thread that could hold a lock.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &arguments, size) };
+    Ok(match Errno::result(result)? {
+        0 => None,
+        pid => Some(nix::unistd::Pid::from_raw(pid as i32)),
+    })
+}
+
+/// Lets this process have as many descriptors as it may.
+pub fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// prctl(2) of an option that takes numbers.
+pub fn control(option: i32, first: u64, second: u64) -> nix::Result<()> {
+    // SAFETY: numbers by value; an option that takes an address refuses one that is not this process's.
+    Errno::result(unsafe { libc::prctl(option, first, second, 0u64, 0u64) }).map(drop)
+}
+
+/// setrlimit(2), with values as the runtime-spec has them.
+pub fn set_limit(resource: libc::__rlimit_resource_t, soft: u64, hard: u64) -> nix::Result<()> {
+    let value = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: setrlimit reads one struct rlimit, which outlives the call.
+    Errno::result(unsafe { libc::setrlimit(resource, &value) }).map(drop)
+}
+
+/// capset(2) on this thread, by bit masks.
+pub fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> nix::Result<()> {
+    // struct __user_cap_header_struct of version 3, and struct __user_cap_data_struct twice: low and high halves.
+    let header = [0x2008_0522u32, 0];
+    let halves = |shift: u32| [effective, permitted, inheritable].map(|mask| (mask >> shift) as u32);
+    let data = [halves(0), halves(32)];
+    // SAFETY: capset reads the header's two words and, in this version, two structures of three words each.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) }).map(drop)
+}
+
+/// Applies a seccomp filter, of eight bytes an instruction, to this thread.
+pub fn load_filter(program: &[u64], flags: u32) -> nix::Result<()> {
+    const SET_MODE_FILTER: u32 = 1;
+    let length = u16::try_from(program.len()).map_err(|_| Errno::E2BIG)?;
+    let filter = program.as_ptr().cast_mut().cast::<libc::sock_filter>();
+    let program = libc::sock_fprog { len: length, filter };
+    // SAFETY: `program` names as many instructions as the slice holds, each of eight bytes; the kernel copies them.
+    Errno::result(unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, flags, &program) }).map(drop)
+}
+
+/// Closes descriptors `first` to `last`, which nobody may use any more.
+pub fn close_range(first: u32, last: u32) {
+    // SAFETY: takes three integers; only a process that is about to call execve, and uses none of them, calls this.
+    let _ = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+}
+
 /// Accepts a connection.
 pub fn accept(listener: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
     let fd = nix::sys::socket::accept4(listener.as_raw_fd(), nix::sys::socket::SockFlag::SOCK_CLOEXEC)?;
@@ -142,14 +223,14 @@ pub fn accept(listener: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Receives one message and the descriptors beside it, three at most.
+/// Receives one message and the descriptors beside it, four at most.
 pub fn receive(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],
     flags: nix::sys::socket::MsgFlags,
 ) -> nix::Result<(usize, Vec<OwnedFd>)> {
     use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-    let mut control = nix::cmsg_space!([RawFd; 3]);
+    let mut control = nix::cmsg_space!([RawFd; 4]);
     let mut data = [io::IoSliceMut::new(bytes)];
     let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
     let received = loop {

@@ -1,0 +1,213 @@
+//! A container's seccomp profile for the processes executed in it: translated once per container, into the kernel's own form.
+//!
+//! libcontainer applies a profile to the container's first process only, and translates and loads in one step. The
+//! translation here is the same, with libseccomp; loading is one system call.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{Read, Seek};
+
+use libseccomp::error::SeccompError;
+use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use oci_spec::runtime::{
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompFilterFlag, LinuxSeccompOperator, LinuxSyscall,
+};
+
+/// A filter as the kernel takes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// SECCOMP_FILTER_FLAG_*.
+    flags: u32,
+    /// struct sock_filter, eight bytes each.
+    program: Vec<u64>,
+}
+
+/// Translates a profile.
+///
+/// # Errors
+/// For the user.
+pub fn translate(profile: &LinuxSeccomp) -> Result<Filter, String> {
+    let failed = |error: SeccompError| format!("cannot translate the seccomp profile: {error}");
+    let default = action(profile.default_action(), profile.default_errno_ret())?;
+    let mut context = ScmpFilterContext::new(default).map_err(failed)?;
+    for architecture in profile.architectures().iter().flatten() {
+        context.add_arch(self::architecture(*architecture)).map_err(failed)?;
+    }
+    for rule in profile.syscalls().iter().flatten() {
+        let action = action(rule.action(), rule.errno_ret())?;
+        // libseccomp refuses what changes nothing.
+        if action != default {
+            add(&mut context, rule, action).map_err(failed)?;
+        }
+    }
+    let program =
+        export(&context).map_err(|error| format!("cannot translate the seccomp profile: {error}"))?;
+    let flags = profile.flags().iter().flatten().fold(0, |flags, flag| {
+        flags
+            | match flag {
+                LinuxSeccompFilterFlag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
+                LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+                // An executed process has one thread, and no listener that could wait.
+                LinuxSeccompFilterFlag::SeccompFilterFlagTsync
+                | LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
+            }
+    });
+    Ok(Filter { flags: flags as u32, program: words_of(&program) })
+}
+
+fn export(context: &ScmpFilterContext) -> std::io::Result<Vec<u8>> {
+    let mut file = File::from(memfd_create(c"filter", MFdFlags::MFD_CLOEXEC)?);
+    context.export_bpf(&file).map_err(std::io::Error::other)?;
+    let mut program = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut program)?;
+    Ok(program)
+}
+
+fn words_of(bytes: &[u8]) -> Vec<u64> {
+    bytes.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().unwrap_or_default())).collect()
+}
+
+fn add(context: &mut ScmpFilterContext, rule: &LinuxSyscall, action: ScmpAction) -> Result<(), SeccompError> {
+    let comparisons: Vec<ScmpArgCompare> = rule
+        .args()
+        .iter()
+        .flatten()
+        .map(|argument| {
+            let operator = operator(argument.op(), argument.value_two());
+            ScmpArgCompare::new(argument.index() as u32, operator, argument.value())
+        })
+        .collect();
+    let mut indices = HashSet::new();
+    let is_repeated = rule.args().iter().flatten().any(|argument| !indices.insert(argument.index()));
+    for name in rule.names() {
+        // A name that libseccomp does not know is of another architecture or of a newer kernel.
+        let Ok(call) = ScmpSyscall::from_name(name) else { continue };
+        if comparisons.is_empty() {
+            context.add_rule(action, call)?;
+        } else if is_repeated {
+            // An argument can be compared once in a rule: as runc, each comparison becomes one of its own.
+            for comparison in &comparisons {
+                context.add_rule_conditional(action, call, std::slice::from_ref(comparison))?;
+            }
+        } else {
+            context.add_rule_conditional(action, call, &comparisons)?;
+        }
+    }
+    Ok(())
+}
+
+fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction, String> {
+    let errno = errno.map_or(libc::EPERM, |errno| errno as i32);
+    Ok(match action {
+        LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => ScmpAction::KillThread,
+        LinuxSeccompAction::ScmpActKillProcess => ScmpAction::KillProcess,
+        LinuxSeccompAction::ScmpActTrap => ScmpAction::Trap,
+        LinuxSeccompAction::ScmpActErrno => ScmpAction::Errno(errno),
+        LinuxSeccompAction::ScmpActTrace => ScmpAction::Trace(
+            errno.try_into().map_err(|_| format!("seccomp: {errno} is no number for SCMP_ACT_TRACE"))?,
+        ),
+        LinuxSeccompAction::ScmpActAllow => ScmpAction::Allow,
+        LinuxSeccompAction::ScmpActLog => ScmpAction::Log,
+        LinuxSeccompAction::ScmpActNotify => {
+            return Err("seccomp: SCMP_ACT_NOTIFY cannot be had for a process that is executed".to_owned());
+        }
+    })
+}
+
+fn operator(operator: LinuxSeccompOperator, second: Option<u64>) -> ScmpCompareOp {
+    match operator {
+        LinuxSeccompOperator::ScmpCmpNe => ScmpCompareOp::NotEqual,
+        LinuxSeccompOperator::ScmpCmpLt => ScmpCompareOp::Less,
+        LinuxSeccompOperator::ScmpCmpLe => ScmpCompareOp::LessOrEqual,
+        LinuxSeccompOperator::ScmpCmpEq => ScmpCompareOp::Equal,
+        LinuxSeccompOperator::ScmpCmpGe => ScmpCompareOp::GreaterEqual,
+        LinuxSeccompOperator::ScmpCmpGt => ScmpCompareOp::Greater,
+        LinuxSeccompOperator::ScmpCmpMaskedEq => ScmpCompareOp::MaskedEqual(second.unwrap_or(0)),
+    }
+}
+
+fn architecture(architecture: Arch) -> ScmpArch {
+    match architecture {
+        Arch::ScmpArchNative => ScmpArch::Native,
+        Arch::ScmpArchX86 => ScmpArch::X86,
+        Arch::ScmpArchX86_64 => ScmpArch::X8664,
+        Arch::ScmpArchX32 => ScmpArch::X32,
+        Arch::ScmpArchArm => ScmpArch::Arm,
+        Arch::ScmpArchAarch64 => ScmpArch::Aarch64,
+        Arch::ScmpArchMips => ScmpArch::Mips,
+        Arch::ScmpArchMips64 => ScmpArch::Mips64,
+        Arch::ScmpArchMips64n32 => ScmpArch::Mips64N32,
+        Arch::ScmpArchMipsel => ScmpArch::Mipsel,
+        Arch::ScmpArchMipsel64 => ScmpArch::Mipsel64,
+        Arch::ScmpArchMipsel64n32 => ScmpArch::Mipsel64N32,
+        Arch::ScmpArchPpc => ScmpArch::Ppc,
+        Arch::ScmpArchPpc64 => ScmpArch::Ppc64,
+        Arch::ScmpArchPpc64le => ScmpArch::Ppc64Le,
+        Arch::ScmpArchS390 => ScmpArch::S390,
+        Arch::ScmpArchS390x => ScmpArch::S390X,
+        Arch::ScmpArchRiscv64 => ScmpArch::Riscv64,
+        Arch::ScmpArchParisc => ScmpArch::Parisc,
+        Arch::ScmpArchParisc64 => ScmpArch::Parisc64,
+        Arch::ScmpArchLoongarch64 => ScmpArch::Loongarch64,
+        Arch::ScmpArchM68k => ScmpArch::M68k,
+        Arch::ScmpArchSh => ScmpArch::Sh,
+        Arch::ScmpArchSheb => ScmpArch::Sheb,
+    }
+}
+
+impl Filter {
+    /// For the way to the process: the flags, then the program.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        [u64::from(self.flags)].iter().chain(&self.program).flat_map(|word| word.to_ne_bytes()).collect()
+    }
+
+    /// `None` when there are no bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let words = words_of(bytes);
+        let (flags, program) = words.split_first()?;
+        Some(Self { flags: *flags as u32, program: program.to_vec() })
+    }
+
+    /// Applies the filter to this process, for ever. Needs CAP_SYS_ADMIN or no_new_privs.
+    ///
+    /// # Errors
+    /// For the user.
+    pub fn load(&self) -> Result<(), String> {
+        crate::sys::load_filter(&self.program, self.flags)
+            .map_err(|error| format!("cannot apply the seccomp profile: {}", crate::lookup::words(error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn profile(json: &str) -> LinuxSeccomp {
+        serde_json::from_str(json).expect("a profile")
+    }
+
+    #[test]
+    fn a_profile_becomes_a_program() {
+        let filter = translate(&profile(
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","flags":["SECCOMP_FILTER_FLAG_LOG"],"syscalls":[
+                {"names":["mkdir","nosuchcall"],"action":"SCMP_ACT_ERRNO","errnoRet":7},
+                {"names":["personality"],"action":"SCMP_ACT_ERRNO","args":[
+                    {"index":0,"value":1,"op":"SCMP_CMP_EQ"},{"index":0,"value":2,"op":"SCMP_CMP_EQ"}]}]}"#,
+        ))
+        .expect("translated");
+        assert_eq!(filter.flags, 2);
+        assert!(filter.program.len() > 5);
+        assert_eq!(Filter::from_bytes(&filter.to_bytes()), Some(filter));
+        assert_eq!(Filter::from_bytes(&[]), None);
+    }
+
+    #[test]
+    fn what_nobody_could_answer_is_refused() {
+        let error = translate(&profile(
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir"],"action":"SCMP_ACT_NOTIFY"}]}"#,
+        ));
+        assert!(error.expect_err("refused").contains("SCMP_ACT_NOTIFY"));
+    }
+}

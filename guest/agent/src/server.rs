@@ -1,0 +1,403 @@
+//! The agent's server: PID 1's first child, with threads.
+//!
+//! Owns the containers ([`crate::containers`]) and the streams that wait for their processes ([`crate::streams`]); asks PID 1
+//! to make processes and is told of their ends over [`crate::link`]. Its calls are in [`crate::service`].
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use nix::sys::socket::MsgFlags;
+use rt_proto::messages as wire;
+use rt_proto::service::create_agent;
+use ttrpc::Code;
+use ttrpc::error::get_rpc_status;
+
+use crate::boot::Listeners;
+use crate::containers::Container;
+use crate::exec::{NOT_RUNNING, Order};
+use crate::link::{self, Create, Event, Exec, Request};
+use crate::process::{Made, Process};
+use crate::runner::{SPEC_FILE, STATE_DIR, bundle_dir};
+use crate::service::Service;
+use crate::streams::{self, Registry};
+use crate::{cgroup, kmsg, spec, stdio, sys};
+
+/// How long a killed process may take to be gone.
+const GONE: Duration = Duration::from_secs(10);
+
+/// What all calls and threads share.
+pub struct Shared {
+    pub started_ns: u64,
+    pub ready_ns: u64,
+    /// Held while the share is mounted: callers may come at once.
+    pub greeting: Mutex<bool>,
+    link: OwnedFd,
+    streams: Arc<Registry>,
+    containers: Mutex<BTreeMap<String, Arc<Container>>>,
+    /// The processes whose creation or end PID 1 has yet to report, by their number.
+    pending: Mutex<BTreeMap<u64, Arc<Process>>>,
+    sequence: AtomicU64,
+}
+
+/// Serves until PID 1 goes away or serving becomes impossible; returns why.
+pub fn serve(listeners: Listeners, link: OwnedFd, started_ns: u64) -> String {
+    sys::ignore_broken_pipes();
+    // Each process has about ten descriptors here; the limit that containers are to inherit is too low for a hundred.
+    sys::raise_file_limit();
+    let shared = Arc::new(Shared {
+        started_ns,
+        ready_ns: sys::monotonic_ns(),
+        greeting: Mutex::new(false),
+        link,
+        streams: Arc::default(),
+        containers: Mutex::default(),
+        pending: Mutex::default(),
+        sequence: AtomicU64::new(1),
+    });
+    // The listener is ttRPC's from here on. Its pool makes a new thread whenever all are busy: a call that blocks delays
+    // no other one.
+    let server = ttrpc::Server::new()
+        .add_listener(listeners.agent.into_raw_fd())
+        .map(|server| server.register_service(create_agent(Arc::new(Service(shared.clone())))))
+        .map(|server| server.set_thread_count_min(1).set_thread_count_default(2).set_thread_count_max(4));
+    let started = server.and_then(|mut server| server.start().map(|()| server));
+    let _server = match started {
+        Ok(server) => server,
+        Err(error) => return format!("cannot serve the host: {error}"),
+    };
+    let registry = shared.streams.clone();
+    let accepting = thread::Builder::new().name("streams".to_owned()).spawn(move || {
+        let error = streams::accept_all(&listeners.streams, &registry);
+        kmsg::error!("cannot accept streams any more: {error}");
+        sys::exit_now(1)
+    });
+    if let Err(error) = accepting {
+        return format!("cannot start a thread: {error}");
+    }
+    kmsg::debug!("serving");
+    shared.hear()
+}
+
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No code that holds one of them can panic half-way.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// Takes PID 1's events in, until there is no PID 1 or no sense in them.
+    fn hear(&self) -> String {
+        loop {
+            let (event, fds) = match link::receive::<Event>(self.link.as_fd(), MsgFlags::empty()) {
+                Ok(Some(message)) => message,
+                Ok(None) => return "PID 1 is gone".to_owned(),
+                Err(error) => return format!("cannot hear PID 1: {error}"),
+            };
+            kmsg::debug!("{event:?}");
+            let mut pending = lock(&self.pending);
+            match event {
+                Event::Created { sequence, pid, own_pid_namespace } => {
+                    if let Some(process) = pending.get(&sequence) {
+                        let terminal = fds.into_iter().next();
+                        process.created(Ok(Made::new(pid, own_pid_namespace, terminal)));
+                    }
+                }
+                Event::Failed { sequence, message } => {
+                    if let Some(process) = pending.remove(&sequence) {
+                        process.created(Err(message));
+                    }
+                }
+                Event::Exited { sequence, code } => {
+                    if let Some(process) = pending.remove(&sequence) {
+                        process.exited(code);
+                    }
+                }
+            }
+        }
+    }
+
+    /// # Errors
+    /// There is none.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>, ttrpc::Error> {
+        self.greeted()?;
+        let found = lock(&self.containers).get(id).cloned();
+        found.ok_or_else(|| get_rpc_status(Code::NOT_FOUND, format!("container {id} does not exist")))
+    }
+
+    /// A container whose first process has not ended.
+    ///
+    /// # Errors
+    /// There is none, or it has.
+    pub fn running(&self, id: &str) -> Result<Arc<Container>, ttrpc::Error> {
+        let container = self.container(id)?;
+        match container.process.is_running() {
+            true => Ok(container),
+            false => Err(get_rpc_status(Code::FAILED_PRECONDITION, NOT_RUNNING)),
+        }
+    }
+
+    /// A process of a container; the empty name is its first one's.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn process(&self, id: &str, exec_id: &str) -> Result<(Arc<Container>, Arc<Process>), ttrpc::Error> {
+        let container = self.container(id)?;
+        let process = container.find(exec_id).ok_or_else(|| {
+            let message = format!("process {exec_id} of container {id} does not exist");
+            get_rpc_status(Code::NOT_FOUND, message)
+        })?;
+        Ok((container, process))
+    }
+
+    /// # Errors
+    /// The host has not said hello.
+    pub fn greeted(&self) -> Result<(), ttrpc::Error> {
+        if *lock(&self.greeting) {
+            return Ok(());
+        }
+        Err(get_rpc_status(Code::FAILED_PRECONDITION, "Hello must be the first call"))
+    }
+
+    /// A number that no process has had.
+    fn number(&self) -> u64 {
+        self.sequence.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Makes the container's process and connects its streams.
+    ///
+    /// # Errors
+    /// For the user.
+    pub fn make(
+        &self,
+        container: &Container,
+        spec: &[u8],
+        streams: &Names,
+        size: (u32, u32),
+    ) -> Result<i32, String> {
+        let streams = self.take(streams)?;
+        let bundle = bundle_dir(&container.id);
+        fs::create_dir_all(&bundle).map_err(|error| format!("cannot make {}: {error}", bundle.display()))?;
+        let file = bundle.join(SPEC_FILE);
+        fs::write(&file, spec).map_err(|error| format!("cannot write {}: {error}", file.display()))?;
+        let ends = Ends::new(&streams)?;
+        let create = Create {
+            sequence: container.process.sequence,
+            container: container.id.clone(),
+            terminal: streams.terminal.as_ref().map(|_| size),
+        };
+        self.ask(&container.process, &Request::Create(create), None, streams, ends)
+    }
+
+    /// Runs another process in a container and connects its streams.
+    ///
+    /// # Errors
+    /// For the user.
+    pub fn exec(
+        &self,
+        container: &Container,
+        process: &Arc<Process>,
+        request: &wire::ExecProcessRequest,
+    ) -> Result<i32, String> {
+        let object = spec::parse_process(&request.process)?;
+        let names =
+            Names { terminal: request.terminal, standard: [request.stdin, request.stdout, request.stderr] };
+        if object.args().as_ref().is_none_or(Vec::is_empty) {
+            return Err("process args cannot be empty".to_owned());
+        }
+        if object.terminal().unwrap_or(false) != (names.terminal != 0) {
+            return Err("process.terminal and the streams that the host offers do not agree".to_owned());
+        }
+        if !container.process.is_running() {
+            return Err(NOT_RUNNING.to_owned());
+        }
+        let cgroup = cgroup::below(&container.id, &request.cgroup)?;
+        let common = container.common()?;
+        let streams = self.take(&names)?;
+        let ends = Ends::new(&streams)?;
+        stdio::own(&ends.theirs, common.outside_user(object.user().uid()));
+        let order = Order { process: object, personality: common.personality };
+        let order = order
+            .write(common.filter.as_ref())
+            .map_err(|error| format!("cannot write down what to execute: {error}"))?;
+        let exec = Exec {
+            sequence: process.sequence,
+            container: container.process.sequence,
+            cgroup,
+            namespaces: common.namespaces,
+            terminal: streams.terminal.as_ref().map(|_| (request.terminal_rows, request.terminal_columns)),
+        };
+        self.ask(process, &Request::Exec(exec), Some(order), streams, ends)
+    }
+
+    /// A container of this name that is to be made.
+    ///
+    /// # Errors
+    /// It exists.
+    pub fn add(&self, id: &str) -> Result<Arc<Container>, ttrpc::Error> {
+        let mut containers = lock(&self.containers);
+        if containers.contains_key(id) {
+            return Err(get_rpc_status(Code::ALREADY_EXISTS, format!("container {id} already exists")));
+        }
+        let container = Arc::new(Container::new(id.to_owned(), self.number()));
+        containers.insert(id.to_owned(), container.clone());
+        Ok(container)
+    }
+
+    /// A process of this name that is to be executed.
+    ///
+    /// # Errors
+    /// The name is in use or unusable.
+    pub fn add_exec(&self, container: &Container, exec_id: &str) -> Result<Arc<Process>, ttrpc::Error> {
+        container
+            .add(exec_id, self.number())
+            .map_err(|message| get_rpc_status(Code::INVALID_ARGUMENT, message))
+    }
+
+    /// All containers.
+    pub fn all(&self) -> Vec<Arc<Container>> {
+        lock(&self.containers).values().cloned().collect()
+    }
+
+    fn take(&self, names: &Names) -> Result<Streams, String> {
+        let stream = |number: u64| match number {
+            0 => Ok(None),
+            number => self.streams.take(number).map(Some).map_err(|error| error.to_string()),
+        };
+        let [input, output, error] = names.standard;
+        Ok(Streams {
+            terminal: stream(names.terminal)?,
+            standard: [stream(input)?, stream(output)?, stream(error)?],
+        })
+    }
+
+    /// Has PID 1 make a process, then connects its streams.
+    fn ask(
+        &self,
+        process: &Arc<Process>,
+        request: &Request,
+        order: Option<OwnedFd>,
+        streams: Streams,
+        ends: Ends,
+    ) -> Result<i32, String> {
+        let sequence = process.sequence;
+        lock(&self.pending).insert(sequence, process.clone());
+        let fds: Vec<_> = order.iter().chain(&ends.theirs).map(AsRawFd::as_raw_fd).collect();
+        if let Err(error) = link::transmit(self.link.as_fd(), request, &fds) {
+            lock(&self.pending).remove(&sequence);
+            return Err(format!("cannot ask PID 1: {error}"));
+        }
+        drop((order, ends.theirs));
+        let (pid, master) = process.creation()?;
+        connect(process, streams, ends.ours, master)
+            .map_err(|error| format!("cannot connect standard streams: {error}"))?;
+        Ok(pid)
+    }
+
+    /// Ends what is left of a container and forgets it.
+    ///
+    /// # Errors
+    /// For the user.
+    pub fn remove(&self, container: &Container) -> Result<(), String> {
+        let id = &container.id;
+        cgroup::kill(id).map_err(|error| format!("cannot kill the processes of {id}: {error}"))?;
+        // Also when it has left its cgroup, which a privileged process can.
+        let _ = container.process.signal(libc::SIGKILL);
+        if !container.process.gone_within(GONE) {
+            return Err(format!("the process of {id} does not end"));
+        }
+        cgroup::remove(id).map_err(|error| format!("cannot remove the cgroup of {id}: {error}"))?;
+        for directory in [Path::new(STATE_DIR).join(id), bundle_dir(id)] {
+            match fs::remove_dir_all(&directory) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(format!("cannot remove {}: {error}", directory.display()));
+                }
+                _ => {}
+            }
+        }
+        lock(&self.containers).remove(id);
+        Ok(())
+    }
+}
+
+/// The numbers of a process's streams; 0 is none.
+pub struct Names {
+    pub terminal: u64,
+    pub standard: [u64; 3],
+}
+
+/// The host's ends of a process's streams.
+struct Streams {
+    terminal: Option<OwnedFd>,
+    standard: [Option<OwnedFd>; 3],
+}
+
+/// The ends of a process's standard streams: its own, and the agent's of those that the host has a stream for. None with
+/// a terminal.
+struct Ends {
+    theirs: Vec<OwnedFd>,
+    ours: Vec<Option<OwnedFd>>,
+}
+
+impl Ends {
+    fn new(streams: &Streams) -> Result<Self, String> {
+        let (mut theirs, mut ours) = (Vec::new(), Vec::new());
+        if streams.terminal.is_none() {
+            for (number, stream) in streams.standard.iter().enumerate() {
+                let (their, our) = standard_stream(stream.is_some(), number == 0)
+                    .map_err(|error| format!("cannot make a pipe: {error}"))?;
+                theirs.push(their);
+                ours.push(our);
+            }
+        }
+        Ok(Self { theirs, ours })
+    }
+}
+
+/// A process's end of a standard stream, and the agent's: /dev/null and none where the host offers no stream.
+fn standard_stream(wanted: bool, is_input: bool) -> std::io::Result<(OwnedFd, Option<OwnedFd>)> {
+    if !wanted {
+        let null = File::options().read(is_input).write(!is_input).open("/dev/null")?;
+        return Ok((null.into(), None));
+    }
+    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    Ok(if is_input { (read, Some(write)) } else { (write, Some(read)) })
+}
+
+/// Starts to move a process's bytes.
+fn connect(
+    process: &Arc<Process>,
+    streams: Streams,
+    pipes: Vec<Option<OwnedFd>>,
+    master: Option<OwnedFd>,
+) -> std::io::Result<()> {
+    if let (Some(stream), Some(master)) = (streams.terminal, master) {
+        return stdio::move_terminal(master, stream, process.clone());
+    }
+    for (number, (stream, pipe)) in streams.standard.into_iter().zip(pipes).enumerate() {
+        match (stream, pipe) {
+            (Some(stream), Some(pipe)) if number == 0 => stdio::move_input(stream, pipe)?,
+            (Some(stream), Some(pipe)) => stdio::move_output(pipe, stream, process.clone())?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_stream_there_is_dev_null() {
+        let (_, ours) = standard_stream(false, true).expect("/dev/null");
+        assert!(ours.is_none());
+        let (_, ours) = standard_stream(true, false).expect("a pipe");
+        assert!(ours.is_some());
+    }
+}
