@@ -32,7 +32,10 @@ fn forwarded_signals_run_the_traps() {
         running.says(&format!("got {name}\n"));
     }
     running.signal(Signal::SIGTERM);
-    running.end().code(7).stdout("ready\ngot INT\ngot HUP\ngot QUIT\ngot USR1\ngot USR2\ngot CONT\ngot TERM\n");
+    running
+        .end()
+        .code(7)
+        .stdout("ready\ngot INT\ngot HUP\ngot QUIT\ngot USR1\ngot USR2\ngot CONT\ngot TERM\n");
 }
 
 /// With no PID namespace of its own the process has the default action, which is to end.
