@@ -56,6 +56,18 @@ impl Creation {
                 self.preserve_fds
             );
         }
+        if let Some(count) = listen_fds(|name| std::env::var(name).ok(), std::process::id()) {
+            anyhow::bail!(
+                "cannot pass the {count} listening sockets of LISTEN_FDS into the container: a descriptor of the host \
+                 means nothing in a virtual machine; call without LISTEN_FDS, and let the container listen itself"
+            );
+        }
+        if std::env::var_os("NOTIFY_SOCKET").is_some() {
+            // Callers pass their own on without thinking; the container does not miss what it does not know of.
+            tracing::warn!(
+                "NOTIFY_SOCKET is not forwarded: the container's process cannot tell systemd that it is ready"
+            );
+        }
         Ok(Request {
             id: id.into(),
             bundle: std::path::absolute(&self.bundle)?,
@@ -106,10 +118,39 @@ impl Creation {
     }
 }
 
+/// How many sockets systemd passed to this process, sd_listen_fds(3); `None` without any.
+fn listen_fds(variable: impl Fn(&str) -> Option<String>, pid: u32) -> Option<u32> {
+    let count = variable("LISTEN_FDS")?.parse().ok().filter(|count| *count > 0);
+    let is_ours = variable("LISTEN_PID").is_none_or(|listener| listener == pid.to_string());
+    count.filter(|_| is_ours)
+}
+
 impl Arguments {
     pub fn run(&self, global: &Global, config: &Config) -> anyhow::Result<u8> {
         let request = self.creation.request(global, &self.id)?;
         self.creation.detach(global, config, request)?;
         Ok(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_of_another_process_are_not_ours() {
+        let count = |fds: &str, pid: Option<&str>| {
+            let variable = |name: &str| match name {
+                "LISTEN_FDS" => Some(fds.to_owned()),
+                _ => pid.map(str::to_owned),
+            };
+            listen_fds(variable, 7)
+        };
+        assert_eq!(count("2", Some("7")), Some(2));
+        assert_eq!(count("2", None), Some(2));
+        assert_eq!(count("2", Some("8")), None);
+        assert_eq!(count("0", None), None);
+        assert_eq!(count("many", None), None);
+        assert_eq!(listen_fds(|_| None, 7), None);
     }
 }

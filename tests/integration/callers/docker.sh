@@ -25,20 +25,21 @@ check docker::volume says data run -v "$work:/v" bb:1 sh -c 'echo data >/v/f; ca
 check docker::memory_limit says 134217728 run -m 128m bb:1 cat /sys/fs/cgroup/memory.max
 check docker::cpus says 2 run --cpus 1.5 bb:1 nproc
 check docker::read_only exits 1 run --read-only bb:1 touch /x
-check docker::terminal says /dev/pts/0 sh -c "script -qec \"docker -H unix://$work/docker.sock run --rm -t --network none bb:1 tty\" /dev/null | tr -d '\r'"
+check docker::terminal says /dev/pts/0 sh -c "script -qec \"docker -H unix://$work/docker.sock run --rm -t --network none bb:1 tty\" /dev/null | tr -d '\000\r'"
 
-detached() { docker run -d --name d --network none bb:1 sh -c 'trap "exit 3" TERM; echo ready; while :; do sleep 0.1; done'; }
+detached() { docker run -d --name dd --network none bb:1 sh -c 'trap "exit 3" TERM; echo ready; while :; do sleep 0.1; done'; }
 check docker::detached detached
-check docker::logs within 30 sh -c "docker -H unix://$work/docker.sock logs d | grep -q ready"
-check docker::exec says inside docker exec d echo inside
-check docker::exec_exit_code exits 5 docker exec d sh -c 'exit 5'
-check docker::pause docker pause d
-check docker::unpause docker unpause d
-check docker::update docker update --memory 200m --memory-swap 200m d
-check docker::stop docker stop -t 20 d
-check docker::exit_code_of_stopped says 3 docker inspect -f '{{.State.ExitCode}}' d
-check docker::restart docker start d
-check docker::kill docker kill d
-check docker::rm docker rm -f d
+check docker::logs within 30 sh -c "docker -H unix://$work/docker.sock logs dd | grep -q ready"
+check docker::exec says inside docker exec dd echo inside
+check docker::exec_exit_code exits 5 docker exec dd sh -c 'exit 5'
+check docker::pause docker pause dd
+check docker::unpause docker unpause dd
+check docker::update docker update --memory 200m --memory-swap 200m dd
+check docker::stop docker stop -t 20 dd
+check docker::exit_code_of_stopped says 3 docker inspect -f '{{.State.ExitCode}}' dd
+check docker::restart docker start dd
+check docker::kill docker kill dd
+check docker::rm docker rm -f dd
 check docker::nothing_is_left no_processes_of "$work"
+kill $daemon; wait $daemon 2>/dev/null
 summary
