@@ -79,22 +79,10 @@ pub(super) fn open() -> Result<OwnedFd, Unusable> {
 
 fn run_guest(kvm: &Kvm) -> Result<(), Unusable> {
     let mut guest = Guest::new(kvm)?;
-    let exits: [fn(&VcpuExit<'_>) -> bool; 2] =
-        [|exit| matches!(exit, VcpuExit::IoOut(PORT, _)), |exit| matches!(exit, VcpuExit::Hlt)];
-    for expected in exits {
-        match guest.vcpu.run().map_err(failed("run a guest"))? {
-            exit if expected(&exit) => {}
-            VcpuExit::InternalError => {
-                return Err(unusable(format!(
-                    "{DEVICE} is a para-virtual KVM, which emulates instructions one by one and does not know all: no stock guest runs on it"
-                )));
-            }
-            exit => return Err(unusable(format!("KVM cannot run a test guest ({exit:?})"))),
-        }
-    }
+    let result = guest.run();
     // KVM waits some 15 ms, idle, for others to forget a VM that ends. The caller need not.
     let _ = thread::Builder::new().name("probe's end".to_owned()).spawn(move || drop(guest));
-    Ok(())
+    result
 }
 
 /// The test guest. Fields are dropped in this order: KVM lets go of the memory before that does.
@@ -120,6 +108,23 @@ impl Guest {
         vcpu.set_cpuid2(&cpuid).map_err(failed("set its CPUID"))?;
         set_long_mode(&vcpu).map_err(failed("enter long mode"))?;
         Ok(Self { vcpu, _vm: vm, _memory: memory })
+    }
+
+    fn run(&mut self) -> Result<(), Unusable> {
+        let exits: [fn(&VcpuExit<'_>) -> bool; 2] =
+            [|exit| matches!(exit, VcpuExit::IoOut(PORT, _)), |exit| matches!(exit, VcpuExit::Hlt)];
+        for expected in exits {
+            match self.vcpu.run().map_err(failed("run a guest"))? {
+                exit if expected(&exit) => {}
+                VcpuExit::InternalError => {
+                    return Err(unusable(format!(
+                        "{DEVICE} is a para-virtual KVM, which emulates instructions one by one and does not know all: no stock guest runs on it"
+                    )));
+                }
+                exit => return Err(unusable(format!("KVM cannot run a test guest ({exit:?})"))),
+            }
+        }
+        Ok(())
     }
 }
 
