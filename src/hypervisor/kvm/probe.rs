@@ -7,11 +7,12 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::thread;
 
 use kvm_bindings::{
     KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, Kvm, VcpuExit};
+use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 use crate::devices::Memory;
@@ -77,39 +78,61 @@ pub(super) fn open() -> Result<OwnedFd, Unusable> {
 }
 
 fn run_guest(kvm: &Kvm) -> Result<(), Unusable> {
-    let failed = |what: &'static str| {
-        move |error: kvm_ioctls::Error| match error.errno() {
-            libc::EBUSY => unusable(busy()),
-            _ => unusable(format!("KVM does not {what}: {error}")),
-        }
-    };
-    let memory = guest().map_err(|error| unusable(format!("no memory for a test guest: {error}")))?;
-    let vm = kvm.create_vm().map_err(failed("make a VM"))?;
-    let region = kvm_userspace_memory_region {
-        memory_size: MEMORY as u64,
-        userspace_addr: memory.get_host_address(GuestAddress(0)).expect("it starts there") as u64,
-        ..Default::default()
-    };
-    // SAFETY: `memory` is dropped after `vm` and its only vCPU, declared later, at the end of this function.
-    unsafe { vm.set_user_memory_region(region) }.map_err(failed("take memory"))?;
-    let mut vcpu = vm.create_vcpu(0).map_err(failed("make a vCPU"))?;
-    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("tell its CPUID"))?;
-    vcpu.set_cpuid2(&cpuid).map_err(failed("set its CPUID"))?;
-    set_long_mode(&vcpu).map_err(failed("enter long mode"))?;
-    let exits: [fn(&VcpuExit<'_>) -> bool; 2] =
-        [|exit| matches!(exit, VcpuExit::IoOut(PORT, _)), |exit| matches!(exit, VcpuExit::Hlt)];
-    for expected in exits {
-        match vcpu.run().map_err(failed("run a guest"))? {
-            exit if expected(&exit) => {}
-            VcpuExit::InternalError => {
-                return Err(unusable(format!(
-                    "{DEVICE} is a para-virtual KVM, which emulates instructions one by one and does not know all: no stock guest runs on it"
-                )));
-            }
-            exit => return Err(unusable(format!("KVM cannot run a test guest ({exit:?})"))),
-        }
+    let mut guest = Guest::new(kvm)?;
+    let result = guest.run();
+    // KVM waits some 15 ms, idle, for others to forget a VM that ends. The caller need not.
+    let _ = thread::Builder::new().name("probe's end".to_owned()).spawn(move || drop(guest));
+    result
+}
+
+/// The test guest. Fields are dropped in this order: KVM lets go of the memory before that does.
+struct Guest {
+    vcpu: VcpuFd,
+    _vm: VmFd,
+    _memory: Memory,
+}
+
+impl Guest {
+    fn new(kvm: &Kvm) -> Result<Self, Unusable> {
+        let memory = memory().map_err(|error| unusable(format!("no memory for a test guest: {error}")))?;
+        let vm = kvm.create_vm().map_err(failed("make a VM"))?;
+        let region = kvm_userspace_memory_region {
+            memory_size: MEMORY as u64,
+            userspace_addr: memory.get_host_address(GuestAddress(0)).expect("it starts there") as u64,
+            ..Default::default()
+        };
+        // SAFETY: `memory` outlives `vm` and its only vCPU: in the struct by the order of fields, here by that of variables.
+        unsafe { vm.set_user_memory_region(region) }.map_err(failed("take memory"))?;
+        let vcpu = vm.create_vcpu(0).map_err(failed("make a vCPU"))?;
+        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("tell its CPUID"))?;
+        vcpu.set_cpuid2(&cpuid).map_err(failed("set its CPUID"))?;
+        set_long_mode(&vcpu).map_err(failed("enter long mode"))?;
+        Ok(Self { vcpu, _vm: vm, _memory: memory })
     }
-    Ok(())
+
+    fn run(&mut self) -> Result<(), Unusable> {
+        let exits: [fn(&VcpuExit<'_>) -> bool; 2] =
+            [|exit| matches!(exit, VcpuExit::IoOut(PORT, _)), |exit| matches!(exit, VcpuExit::Hlt)];
+        for expected in exits {
+            match self.vcpu.run().map_err(failed("run a guest"))? {
+                exit if expected(&exit) => {}
+                VcpuExit::InternalError => {
+                    return Err(unusable(format!(
+                        "{DEVICE} is a para-virtual KVM, which emulates instructions one by one and does not know all: no stock guest runs on it"
+                    )));
+                }
+                exit => return Err(unusable(format!("KVM cannot run a test guest ({exit:?})"))),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn failed(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Unusable {
+    move |error| match error.errno() {
+        libc::EBUSY => unusable(busy()),
+        _ => unusable(format!("KVM does not {what}: {error}")),
+    }
 }
 
 const MEMORY: usize = 0x10000;
@@ -120,7 +143,7 @@ const CODE: u64 = 0x4000;
 const PORT: u16 = 0x10;
 
 /// Page tables that map the first 2 MiB onto themselves, and `pxor xmm0, xmm0; out PORT, al; hlt`.
-fn guest() -> io::Result<Memory> {
+fn memory() -> io::Result<Memory> {
     const PRESENT_WRITABLE: u64 = 3;
     const LARGE: u64 = 1 << 7;
     let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY)]).map_err(io::Error::other)?;
@@ -137,7 +160,7 @@ fn guest() -> io::Result<Memory> {
     Ok(memory)
 }
 
-fn set_long_mode(vcpu: &kvm_ioctls::VcpuFd) -> Result<(), kvm_ioctls::Error> {
+fn set_long_mode(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
     /// PE, MP, ET, NE, WP, PG.
     const CR0: u64 = 1 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 31;
     /// PAE, OSFXSR, OSXMMEXCPT.
