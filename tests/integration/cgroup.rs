@@ -102,12 +102,11 @@ fn without_a_path_nothing_moves() {
 #[test]
 fn a_container_can_use_its_limit() {
     let mut bundle = Bundle::new();
-    bundle.config["linux"]["resources"]["memory"] = json!({"limit": 400 << 20, "swap": 400 << 20});
+    bundle.config["linux"]["resources"]["memory"] = json!({"limit": 300 << 20, "swap": 300 << 20});
     bundle.config["linux"]["resources"]["cpu"] = json!({"quota": 150_000, "period": 100_000});
     bundle.mount("/memory", "tmpfs", "tmpfs", &["size=400m"]);
-    let script =
-        "nproc; head -c 390000000 /dev/zero >/memory/x && wc -c </memory/x; cat /sys/fs/cgroup/memory.max";
-    bundle.sh(script).says(&["2", "390000000", "419430400"]);
+    let script = "nproc; dd if=/dev/zero of=/memory/x bs=1M count=280 2>/dev/null && wc -c </memory/x; cat /sys/fs/cgroup/memory.max";
+    bundle.sh(script).says(&["2", "293601280", "314572800"]);
 }
 
 /// The host's numbers mean nothing in the guest.
