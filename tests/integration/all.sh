@@ -16,7 +16,8 @@ rm -f "$logs"/*.log
 export RT_BIN=$PWD/target/release/rt
 failed_stages=()
 # What `make test` runs in the KVM machine: so far only these are known to pass there within its time; `all.sh kvm` runs all.
-in_kvm=(backend:: concurrency:: console_socket::)
+in_kvm=(backend::containers_at_the_same_time backend::emulation_is_logged_and_kvm_is_not backend::the_log_may_be_json
+  backend::the_timeline_is_written backend::the_tuned_kernel_is_preferred backend::this_is_the_place)
 as_root=(); [ "$(id -u)" = 0 ] || as_root=(sudo -E)
 
 # stage NAME COMMAND...: its output goes to a log, too.
