@@ -12,7 +12,8 @@
 #
 # HASH is over this script, the package's name and version, and for the tuned kernel tuned.config. The series is pinned here; its newest patch
 # release that apt knows is taken, since guests want security fixes too: after an apt-get update it may be built anew.
-# Nothing is installed and root is not needed. RT_JOBS is make's -j (default: all processors).
+# Nothing is installed and root is not needed, except to bring apt's lists up to date where they are too old to name the package
+# or name one that is gone. RT_JOBS is make's -j (default: all processors).
 set -Eeuo pipefail
 shopt -s inherit_errexit
 
@@ -42,12 +43,32 @@ need() {
   [ ${#missing[@]} -eq 0 ] || die "the $kind kernel needs packages that are not here; run: apt-get install --no-install-recommends ${missing[*]}"
 }
 
+# refresh_lists: false when it cannot be done or was done before. At most once, since it is slow.
+refresh_lists() {
+  local as_root=()
+  [ -z "${RT_LISTS_REFRESHED:-}" ] || return 1
+  [ "$(id -u)" = 0 ] || { command -v sudo >/dev/null && as_root=(sudo) || return 1; }
+  export RT_LISTS_REFRESHED=yes
+  say "apt's lists of packages are old: + ${as_root[*]} apt-get update"
+  "${as_root[@]}" apt-get update -q >&2
+}
+
+# find_package: sets $package to the newest that apt knows.
+find_package() {
+  package=$(newest_$kind)
+  [ -n "$package" ] || { refresh_lists && package=$(newest_$kind); } || true
+  [ -n "$package" ] || die "apt knows no kernel $series package for the $kind kernel; run apt-get update (Debian 12 has them in bookworm-security)"
+}
+
 # fetch PACKAGE[=VERSION] DIR: the package unpacked in DIR. apt checks its signature chain.
 fetch() {
   say "downloading $1"
   mkdir -p "$work/deb"
-  (cd "$work/deb" && apt-get download -q -o APT::Sandbox::User="$(id -un)" "$1" >"$work/apt.log" 2>&1) ||
+  (cd "$work/deb" && apt-get download -q -o APT::Sandbox::User="$(id -un)" "$1" >"$work/apt.log" 2>&1) || {
+    # Gone from the archive, perhaps: there is a newer one, then, and all begins anew with its name.
+    if refresh_lists; then rm -rf "$work"; exec "$BASH" "${BASH_SOURCE[0]}" "$kind"; fi
     die "apt-get download $1 failed ($(tail -n 1 "$work/apt.log")); run apt-get update and try again"
+  }
   dpkg-deb -x "$work"/deb/*.deb "$2"
   rm -r "$work/deb"
 }
@@ -183,8 +204,7 @@ case $kind in
   *) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 2 ;;
 esac
 
-package=$(newest_$kind)
-[ -n "$package" ] || die "apt knows no kernel $series package for the $kind kernel; run apt-get update (Debian 12 has them in bookworm-security)"
+find_package
 inputs=("${BASH_SOURCE[0]}")
 [ "$kind" = quick ] || inputs+=("$here/tuned.config")
 hash=$({ cat "${inputs[@]}"; echo "$kind $package"; } | sha256sum | cut -c1-12)
