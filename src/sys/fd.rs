@@ -1,13 +1,14 @@
 //! File descriptors: memory files, what is inherited, and reading and writing what may be non-blocking.
 
 use std::fs::File;
-use std::io::{self, IoSlice, Seek, Write};
+use std::io::{self, IoSlice, IoSliceMut, Seek, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
 /// A close-on-exec memory file that holds `content` and is positioned at its start.
 ///
@@ -84,11 +85,40 @@ fn wait(fd: BorrowedFd<'_>, event: PollFlags) -> io::Result<()> {
 /// # Errors
 /// What sendmsg(2) says.
 pub fn send(socket: BorrowedFd<'_>, text: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<()> {
-    let descriptors = [descriptor.as_raw_fd()];
+    send_several(socket, text, &[descriptor])
+}
+
+/// Sends one message of `text` with descriptors beside it, at most [`MAX_RECEIVED`].
+///
+/// # Errors
+/// What sendmsg(2) says.
+pub fn send_several(socket: BorrowedFd<'_>, text: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let descriptors: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&descriptors)];
     let flags = MsgFlags::MSG_NOSIGNAL;
     sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(text)], &rights, flags, None)?;
     Ok(())
+}
+
+/// So many descriptors come with one message.
+pub const MAX_RECEIVED: usize = 32;
+
+/// Receives a message of at most `text.len()` bytes and the descriptors beside it: its length, and they.
+///
+/// # Errors
+/// What recvmsg(2) says.
+pub fn receive_several(socket: BorrowedFd<'_>, text: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut parts = [IoSliceMut::new(text)];
+    let mut space = cmsg_space!([RawFd; MAX_RECEIVED]);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+    let mut descriptors = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(numbers) = control {
+            descriptors.extend(numbers.into_iter().map(received));
+        }
+    }
+    Ok((message.bytes, descriptors))
 }
 
 /// Takes ownership of a descriptor that recvmsg(2) just delivered (SCM_RIGHTS).

@@ -10,3 +10,4 @@ pub mod process;
 pub mod random;
 pub mod terminal;
 pub mod text;
+pub mod tun;

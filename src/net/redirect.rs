@@ -1,0 +1,169 @@
+//! A TAP device beside an interface, and what ties the two: whatever arrives at one leaves by the other.
+//!
+//! At each of the two an ingress qdisc with one filter, u32 that matches every frame, whose action is mirred's redirect
+//! (tc-mirred(8)). The namespace's own stack then sees no frame: the guest has the addresses. The TAP device and all that is tied to it
+//! are gone with its descriptors; the interface's qdisc is not, and has to be removed ([`untie`]).
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
+};
+use netlink_packet_route::tc::{
+    TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption, TcActionType,
+    TcAttribute, TcFilterU32, TcFilterU32Option, TcHandle, TcMessage, TcMirror, TcMirrorActionType, TcOption,
+    TcU32Key, TcU32Selector, TcU32SelectorFlags,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::net::if_::if_nametoindex;
+
+use super::Error;
+use super::layout::{Interface, TAP_PREFIX};
+use super::netlink::{Existing, Netlink};
+use crate::sys::tun;
+
+const INGRESS: &str = "ingress";
+/// The ingress qdisc's handle.
+const HANDLE: TcHandle = TcHandle { major: 0xffff, minor: 0 };
+/// ETH_P_ALL in network byte order: filters see every protocol.
+const ALL_PROTOCOLS: u32 = 0x0300;
+
+/// Whether an interface can be tied: nobody else has put an ingress qdisc there.
+///
+/// # Errors
+/// [`Error::Carry`] when somebody has; [`Error::Scan`].
+pub fn check(interface: &Interface) -> Result<(), Error> {
+    let scan = |source| Error::Scan { what: "its queueing disciplines", source };
+    let mut netlink = Netlink::open().map_err(scan)?;
+    let qdiscs =
+        netlink.dump(&RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default())).map_err(scan)?;
+    let taken = qdiscs.iter().any(|message| match message {
+        RouteNetlinkMessage::NewQueueDiscipline(qdisc) => {
+            qdisc.header.index == interface.index as i32 && qdisc.header.parent == TcHandle::INGRESS
+        }
+        _ => false,
+    });
+    if !taken {
+        return Ok(());
+    }
+    Err(Error::Carry {
+        interface: interface.name.clone(),
+        reason:
+            "it has an ingress qdisc already, so another program or another virtual machine works on it; see \
+                 `tc qdisc show`, and delete the container that has it, or the qdisc"
+                .into(),
+    })
+}
+
+/// Makes the TAP device, ties it to the interface, and gives its queues.
+///
+/// # Errors
+/// [`Error::Tie`]; nothing of it is left then.
+pub fn tie(interface: &Interface, queues: usize) -> Result<Vec<OwnedFd>, Error> {
+    let failed = |what| {
+        let interface = interface.name.clone();
+        move |source: io::Error| Error::Tie { interface, what, source }
+    };
+    let name = tap_name(interface.index);
+    let taps = tun::make(&name, queues).map_err(failed("make a TAP device (/dev/net/tun)"))?;
+    let tap = if_nametoindex(&name[..]).map_err(|errno| failed("find its TAP device")(errno.into()))?;
+    let mut netlink = Netlink::open().map_err(failed("speak to the kernel"))?;
+    bring_up(&mut netlink, tap, interface.mtu).map_err(failed("bring its TAP device up"))?;
+    redirect(&mut netlink, tap, interface.index)
+        .and_then(|()| redirect(&mut netlink, interface.index, tap))
+        .map_err(failed("redirect its frames (kernel modules sch_ingress, cls_u32, act_mirred)"))
+        .inspect_err(|_| drop(remove_ingress(&mut netlink, interface.index)))?;
+    Ok(taps)
+}
+
+/// Unties an interface whose TAP device is gone. One that is gone itself, or tied anew by somebody else, is left alone.
+///
+/// # Errors
+/// [`Error::Tie`]
+pub fn untie(index: u32, name: &str) -> Result<(), Error> {
+    let is_alive = if_nametoindex(&tap_name(index)[..]).is_ok();
+    if is_alive || if_nametoindex(name) != Ok(index) {
+        return Ok(());
+    }
+    let removed = Netlink::open().and_then(|mut netlink| remove_ingress(&mut netlink, index));
+    match removed {
+        Err(error) if is_missing(&error) => Ok(()),
+        other => other.map_err(|source| Error::Tie {
+            interface: name.into(),
+            what: "remove the redirection of its frames",
+            source,
+        }),
+    }
+}
+
+fn tap_name(index: u32) -> String {
+    format!("{TAP_PREFIX}{index}")
+}
+
+/// Also without addresses of its own: what the namespace's stack would send on it would reach the guest.
+fn bring_up(netlink: &mut Netlink, tap: u32, mtu: u32) -> io::Result<()> {
+    let mut link = LinkMessage::default();
+    link.header.index = tap;
+    link.attributes =
+        vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
+            In6AddrGenMode::None,
+        )])])];
+    // Refused where the kernel has no IPv6, and then there is nothing to keep silent.
+    let _ = netlink.request(RouteNetlinkMessage::SetLink(link.clone()), Existing::Change);
+    link.header.flags = LinkFlags::Up;
+    link.header.change_mask = LinkFlags::Up;
+    link.attributes = vec![LinkAttribute::Mtu(mtu)];
+    netlink.request(RouteNetlinkMessage::SetLink(link), Existing::Change)
+}
+
+fn redirect(netlink: &mut Netlink, from: u32, to: u32) -> io::Result<()> {
+    netlink.request(RouteNetlinkMessage::NewQueueDiscipline(ingress(from)), Existing::Refuse)?;
+    netlink.request(RouteNetlinkMessage::NewTrafficFilter(filter(from, to)), Existing::Refuse)
+}
+
+fn remove_ingress(netlink: &mut Netlink, index: u32) -> io::Result<()> {
+    netlink.request(RouteNetlinkMessage::DelQueueDiscipline(ingress(index)), Existing::Change)
+}
+
+/// No such qdisc, or no such interface.
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV))
+}
+
+fn ingress(index: u32) -> TcMessage {
+    let mut message = TcMessage::with_index(index as i32);
+    message.header.family = AddressFamily::Unspec;
+    message.header.handle = HANDLE;
+    message.header.parent = TcHandle::INGRESS;
+    message.attributes = vec![TcAttribute::Kind(INGRESS.into())];
+    message
+}
+
+fn filter(from: u32, to: u32) -> TcMessage {
+    let mut selector = TcU32Selector::default();
+    selector.flags = TcU32SelectorFlags::Terminal;
+    selector.nkeys = 1;
+    selector.keys = vec![TcU32Key::default()];
+
+    let mut mirror = TcMirror::default();
+    mirror.generic.action = TcActionType::Stolen;
+    mirror.eaction = TcMirrorActionType::EgressRedir;
+    mirror.ifindex = to;
+    let mut action = TcAction::default();
+    let options = vec![TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror))];
+    action.attributes =
+        vec![TcActionAttribute::Kind(TcActionMirror::KIND.into()), TcActionAttribute::Options(options)];
+
+    let mut message = TcMessage::with_index(from as i32);
+    message.header.parent = HANDLE;
+    message.header.info = ALL_PROTOCOLS;
+    message.attributes = vec![
+        TcAttribute::Kind(TcFilterU32::KIND.into()),
+        TcAttribute::Options(vec![
+            TcOption::U32(TcFilterU32Option::Selector(selector)),
+            TcOption::U32(TcFilterU32Option::Action(vec![action])),
+        ]),
+    ];
+    message
+}
