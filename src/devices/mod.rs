@@ -21,6 +21,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 pub mod fs;
 pub mod mmio;
+pub mod net;
+pub mod placeholder;
 pub mod rng;
 pub mod serial;
 pub mod vsock;
