@@ -81,6 +81,7 @@ fn parse() -> anyhow::Result<Request> {
             kernel_parameters: String::new(),
             console: false,
             state_dir,
+            network: false,
             share_tag: "rt".to_owned(),
         },
         share: std::env::temp_dir(),

@@ -10,11 +10,12 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-pub use rt_proto::messages::ProcessInfo;
 use rt_proto::messages::{
-    ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, HelloRequest, ProcessRequest,
-    ResizeTerminalRequest, SignalProcessRequest, UpdateContainerRequest, WatchOomRequest,
+    ChangeNetworkRequest, ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, HelloRequest,
+    PlugNetworkRequest, ProcessRequest, ResizeTerminalRequest, SignalProcessRequest, UpdateContainerRequest,
+    WatchOomRequest,
 };
+pub use rt_proto::messages::{NetworkDevice, ProcessInfo};
 use rt_proto::service::AgentClient;
 use rt_proto::{AGENT_PORT, Beacon, PROTOCOL_VERSION, STREAM_PORT};
 
@@ -322,6 +323,37 @@ impl Agent {
             .watch_oom(ttrpc::context::Context::default(), &request)
             .map_err(|error| failed("WatchOom", Duration::ZERO, error))?;
         Ok(OomWatch { kills: reply.oom_kills, ended: reply.ended })
+    }
+
+    /// Finds the interfaces of plugged devices: the number of each.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn plug_network(&self, devices: Vec<NetworkDevice>) -> Result<Vec<u32>, Error> {
+        let wanted = devices.len();
+        let request = PlugNetworkRequest { devices, ..Default::default() };
+        let call = "PlugNetwork";
+        let reply = self.call(call, |context| self.client.plug_network(context, &request))?;
+        if reply.indexes.len() == wanted && !reply.indexes.contains(&0) {
+            return Ok(reply.indexes);
+        }
+        Err(Error::Impossible { call, what: format!("interfaces {:?} of {wanted} devices", reply.indexes) })
+    }
+
+    /// Hands rtnetlink requests to the guest's kernel: an errno, or 0, for each.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn change_network(&self, requests: Vec<Vec<u8>>) -> Result<Vec<i32>, Error> {
+        let wanted = requests.len();
+        let request = ChangeNetworkRequest { requests, ..Default::default() };
+        let call = "ChangeNetwork";
+        let reply = self.call(call, |context| self.client.change_network(context, &request))?;
+        let errors: Vec<i32> = reply.errors.iter().filter_map(|errno| i32::try_from(*errno).ok()).collect();
+        if errors.len() == wanted {
+            return Ok(errors);
+        }
+        Err(Error::Impossible { call, what: format!("{} answers to {wanted} requests", errors.len()) })
     }
 
     /// Writes dirty data of the share back, so that the VM may be killed.

@@ -23,6 +23,7 @@ pub struct Config {
     pub hypervisor: Hypervisor,
     pub agent: Agent,
     pub cgroup: Cgroup,
+    pub network: Network,
 }
 
 /// `[hypervisor]`: the virtual machine.
@@ -92,6 +93,45 @@ pub struct Cgroup {
 impl Default for Cgroup {
     fn default() -> Self {
         Self { memory_overhead_mib: 256, cpu_overhead_percent: 100 }
+    }
+}
+
+/// `[network]`: how a container's network namespace becomes its virtual machine's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Network {
+    pub model: NetworkModel,
+    /// What becomes of a container that asks for the host's network.
+    pub host: HostNetwork,
+    /// Uses the kernel's vhost-net where the host has it.
+    pub vhost: bool,
+}
+
+/// How an interface of the namespace is tied to one of the virtual machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkModel {
+    /// By a TAP device, with traffic control's redirection in both directions.
+    #[default]
+    TcFilter,
+    /// Not at all: the virtual machine has a loopback only.
+    None,
+}
+
+/// What becomes of a container that asks for the host's network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostNetwork {
+    /// An error that says so.
+    #[default]
+    Refuse,
+    /// It gets a network namespace of its own, with nothing in it.
+    Empty,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self { model: NetworkModel::default(), host: HostNetwork::default(), vhost: true }
     }
 }
 
@@ -193,6 +233,13 @@ mod tests {
     fn values_out_of_range_are_named() {
         let error = parse("[hypervisor]\nvcpus = 33\n").unwrap_err();
         assert_eq!(error, "hypervisor.vcpus is 33 in c.toml, but has to be from 1 to 32");
+    }
+
+    #[test]
+    fn network_models_are_checked() {
+        assert_eq!(parse("network.model = 'none'").unwrap().network.model, NetworkModel::None);
+        let error = parse("network.model = 'macvtap'").unwrap_err();
+        assert!(error.contains("macvtap") && error.contains("`tcfilter`"), "{error}");
     }
 
     #[test]

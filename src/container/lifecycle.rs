@@ -14,6 +14,7 @@ use oci_spec::runtime::LinuxResources;
 
 use super::Error;
 use super::hooks::{self, Moment};
+use super::network;
 use super::record::{self, Record, State, Status, Store};
 use super::state::StateView;
 use super::stats::Stats;
@@ -45,7 +46,10 @@ pub fn start(store: &Store, config: &Config, id: &str) -> Result<(), Error> {
         Status::Stopped => return Err(Error::Ended),
         Status::Creating | Status::Running | Status::Paused => return Err(Error::AlreadyStarted),
     }
-    agent(&record, config)?.start_container(id)?;
+    let agent = agent(&record, config)?;
+    // Callers such as docker fill the namespace when the container has been created.
+    network::sync(&state, &mut record, &agent)?;
+    agent.start_container(id)?;
     record.status = Status::Running;
     state.write(&record)?;
     drop(state);
@@ -114,6 +118,7 @@ pub fn delete(store: &Store, config: &Config, id: &str, force: bool) -> Result<(
     };
     let record = state.read().unwrap_or(record);
     let view = StateView::for_hook(&record, Status::Stopped);
+    network::remove(&record, false)?;
     crate::cgroup::remove(&record.cgroups)?;
     state.remove()?;
     if let Err(error) = hooks::run(Moment::Poststop, &record.hooks, &view) {

@@ -10,6 +10,7 @@ mod hooks;
 mod id;
 mod lifecycle;
 mod monitor;
+mod network;
 mod record;
 mod signals;
 mod state;
@@ -35,6 +36,7 @@ use crate::bundle::{self, Bundle};
 use crate::cgroup;
 use crate::config::{self, Config};
 use crate::hypervisor::{self, Kind};
+use crate::net;
 use crate::sandbox::{self, Timeline};
 use crate::sys::pidfd::ProcessId;
 use monitor::Monitor;
@@ -62,6 +64,10 @@ pub enum Error {
     Hypervisor(#[from] hypervisor::Error),
     #[error(transparent)]
     Cgroup(#[from] cgroup::Error),
+    #[error(transparent)]
+    Net(#[from] net::Error),
+    #[error(transparent)]
+    Network(#[from] sandbox::network::Error),
     #[error("cannot {what}")]
     System {
         what: &'static str,
@@ -150,6 +156,7 @@ pub fn carry(
 ) -> Result<u8, Error> {
     validate(&request.id)?;
     let bundle = Bundle::load(&request.bundle)?;
+    let namespace = network::Choice::of(&bundle.spec, &config.network)?;
     // Before any thread starts and before anything is acquired: from here on a signal is an event, not an end.
     let signals = Signals::block().map_err(system("block signals"))?;
     let store = Store::new(request.root.clone());
@@ -165,6 +172,7 @@ pub fn carry(
         bundle: &bundle,
         store: &store,
         record,
+        namespace,
         cgroup,
         member: None,
         is_up: false,

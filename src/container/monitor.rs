@@ -5,6 +5,7 @@
 
 use super::console::Console;
 use super::hooks::{self, Moment};
+use super::network::{self, Choice, Watcher};
 use super::record::{self, Record, Status, Store};
 use super::signals::{Signals, Watch};
 use super::state::StateView;
@@ -16,6 +17,7 @@ use crate::cgroup::{self, Limits, Overhead};
 use crate::config::{Config, Guest};
 use crate::hypervisor::select;
 use crate::log;
+use crate::net::{self, Events};
 use crate::sandbox::{self, Booting, Plan, Sandbox, Size, Timeline};
 use crate::share;
 use crate::sys::pidfd::ProcessId;
@@ -31,6 +33,8 @@ pub struct Monitor<'a> {
     pub store: &'a Store,
     /// As this process last wrote it; other verbs may have changed its status since.
     pub record: Record,
+    /// The network namespace that the bundle asks for.
+    pub namespace: Choice,
     /// The host's cgroups that the bundle asks for.
     pub cgroup: Option<cgroup::Plan>,
     /// This process's way out of them.
@@ -56,7 +60,7 @@ impl Monitor<'_> {
         let spec = serde_json::to_vec(&spec).expect("a spec has only string keys");
         let booting = self.launch(share)?;
         let watch = signals.watch_boot(booting.vm().pidfd()).map_err(system("watch signals"))?;
-        let sandbox = self.boot(booting, &watch)?;
+        let (sandbox, network) = self.boot(booting, &watch)?;
         let (pumps, console) = self.create(&sandbox, spec)?;
         watch.forward_to(&sandbox.agent, &self.request.id, console).map_err(Error::Interrupted)?;
         if self.request.start {
@@ -64,7 +68,7 @@ impl Monitor<'_> {
         }
         up()?;
         self.is_up = true;
-        self.finish(sandbox, pumps)
+        self.finish(sandbox, pumps, network)
     }
 
     /// Leaves the record as a stopped container's, or removes it where nobody is to see it.
@@ -72,6 +76,9 @@ impl Monitor<'_> {
     /// # Errors
     /// The record cannot be written or removed.
     pub fn leave(&mut self) -> Result<(), Error> {
+        if let Err(error) = network::remove(&self.record, true) {
+            tracing::warn!("{}", log::chain(&error));
+        }
         if self.is_up && self.request.keep {
             return match self.store.change(&self.request.id, |record| record.status = Status::Stopped) {
                 // Deleted by force meanwhile.
@@ -109,7 +116,9 @@ impl Monitor<'_> {
         }
         self.timeline.mark("rt.backend-selected");
         let booting = sandbox::launch(&plan, &*hypervisor, &mut self.timeline)?;
+        let network = self.namespace.network(&self.config.network, size.vcpus);
         self.record = self.store.change(&self.request.id, |record| {
+            record.network = network;
             record.vm = Some(booting.vm().record());
             record.fsd = ProcessId::of(booting.fsd().pid());
         })?;
@@ -136,16 +145,37 @@ impl Monitor<'_> {
         Ok(())
     }
 
-    /// Runs the hooks while the guest boots, then waits for its agent.
-    fn boot(&mut self, booting: Booting, signals: &Watch) -> Result<Sandbox, Error> {
+    /// Runs the hooks, and plugs what they have put into the network namespace, while the guest boots; then waits for its agent.
+    fn boot(&mut self, booting: Booting, signals: &Watch) -> Result<(Sandbox, Option<Watcher>), Error> {
+        self.namespace.enter()?;
         let state = StateView::for_hook(&self.record, Status::Creating);
         hooks::run(Moment::Prestart, &self.record.hooks, &state)?;
         hooks::run(Moment::CreateRuntime, &self.record.hooks, &state)?;
+        // Before the first look, so that no change after it goes unseen.
+        let events = Events::open().map_err(system("watch the network namespace"))?;
+        let attached = self.attach_network();
+        self.timeline.mark("network.attached");
         let hostname = self.bundle.spec.hostname().clone().unwrap_or_default();
-        booting.ready(&hostname, &mut self.timeline).map_err(|error| match signals.interrupted() {
-            Some(signal) => Error::Interrupted(signal),
-            None => error.into(),
-        })
+        let sandbox =
+            booting.ready(&hostname, &mut self.timeline).map_err(|error| match signals.interrupted() {
+                Some(signal) => Error::Interrupted(signal),
+                None => error.into(),
+            })?;
+        // A VM that does not boot is a reason why nothing can be plugged, so its error went first.
+        let mut network = self.record.network.clone();
+        network.configure(attached?, &sandbox.agent)?;
+        let watcher = network.is_used().then(|| {
+            Watcher::start(events, self.store.clone(), self.request.id.clone(), sandbox.agent.clone())
+        });
+        self.record = self.store.change(&self.request.id, |record| record.network = network)?;
+        self.timeline.mark("network.configured");
+        Ok((sandbox, watcher.transpose()?))
+    }
+
+    fn attach_network(&mut self) -> Result<net::Layout, Error> {
+        let state = self.store.lock(&self.request.id)?;
+        self.record = state.read()?;
+        network::attach(&state, &mut self.record)
     }
 
     fn create(&mut self, sandbox: &Sandbox, spec: Vec<u8>) -> Result<(Pumps, Option<Console>), Error> {
@@ -174,9 +204,10 @@ impl Monitor<'_> {
         Ok(())
     }
 
-    fn finish(&mut self, mut sandbox: Sandbox, pumps: Pumps) -> Result<u8, Error> {
+    fn finish(&mut self, mut sandbox: Sandbox, pumps: Pumps, network: Option<Watcher>) -> Result<u8, Error> {
         let processes = [sandbox.vm.pidfd(), sandbox.fsd.pidfd()];
         let result = wait::for_exit(&sandbox.agent, &self.request.id, "", &processes);
+        drop(network);
         match result {
             Ok(exit) => {
                 self.timeline.mark("container.exited");

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bundle::Bundle;
 use crate::hypervisor::VmRecord;
+use crate::sandbox::network::Network;
 use crate::sys::pidfd::ProcessId;
 
 /// Changes when an older rt could not read the record.
@@ -98,6 +99,9 @@ pub struct Record {
     /// The host's cgroups, to be removed.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
+    /// What of its network namespace the VM has.
+    #[serde(default)]
+    pub network: Network,
 }
 
 impl Record {
@@ -118,6 +122,7 @@ impl Record {
             vm: None,
             fsd: None,
             cgroups: Vec::new(),
+            network: Network::default(),
         }
     }
 
@@ -354,6 +359,7 @@ mod tests {
             vm: None,
             fsd: None,
             cgroups: Vec::new(),
+            network: Network::default(),
         }
     }
 

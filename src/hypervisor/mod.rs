@@ -34,6 +34,8 @@ pub struct VmSpec {
     pub console: bool,
     /// Exists, private to this sandbox; the backend may keep sockets in it.
     pub state_dir: PathBuf,
+    /// Network interfaces can be plugged.
+    pub network: bool,
     /// virtio-fs tag of the share served at the other end of [`VmFds::share`].
     pub share_tag: String,
 }
@@ -65,6 +67,46 @@ pub struct VmRecord {
     pub start_time: u64,
     /// The Unix socket of rt's own vsock muxer: connect, send `CONNECT PORT\n`, read `OK PORT\n`, then the stream.
     pub vsock: PathBuf,
+    /// The Unix socket of the VMM's control: QMP, or the built-in VMM's own.
+    pub control: PathBuf,
+}
+
+/// So many network interfaces can be plugged into a VM.
+pub const NETWORK_SLOTS: usize = 8;
+/// So many pairs of queues an interface has at most.
+pub const MAX_QUEUE_PAIRS: usize = 8;
+
+/// A network interface to be plugged into a running VM.
+#[derive(Debug)]
+pub struct Nic {
+    /// Below [`NETWORK_SLOTS`], and free.
+    pub slot: usize,
+    pub mac: [u8; 6],
+    /// Queues of one TAP device, 1 to [`MAX_QUEUE_PAIRS`].
+    pub taps: Vec<OwnedFd>,
+    /// /dev/vhost-net, opened once for each of them; empty: the VMM moves the frames.
+    pub vhost: Vec<OwnedFd>,
+}
+
+/// Where a guest finds a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestDevice {
+    /// As in `NetworkDevice` of the agent's protocol.
+    pub bus: String,
+    pub address: String,
+}
+
+/// Plugs a network interface into a VM that another process may have started. The guest is still to be told.
+///
+/// # Errors
+/// [`Error::Plug`]; the interface's descriptors are closed then.
+pub fn plug(vm: &VmRecord, nic: Nic) -> Result<GuestDevice, Error> {
+    let slot = nic.slot;
+    let plugged = match vm.kind {
+        Kind::Kvm => kvm::plug(&vm.control, nic),
+        Kind::Qemu => qemu::plug(&vm.control, nic),
+    };
+    plugged.map_err(|source| Error::Plug { slot, source })
 }
 
 /// A way to start virtual machines.
@@ -145,6 +187,12 @@ pub enum Error {
     #[error("cannot start the virtual machine: {what}")]
     Launch {
         what: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot plug a network interface into slot {slot} of the virtual machine")]
+    Plug {
+        slot: usize,
         #[source]
         source: std::io::Error,
     },

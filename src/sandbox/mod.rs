@@ -4,6 +4,7 @@
 //! acquired ends with the value that owns it, and with the process that started it (PR_SET_PDEATHSIG). The
 //! caller has written its state record before.
 
+pub mod network;
 mod size;
 mod timeline;
 
@@ -16,7 +17,7 @@ pub use size::Size;
 pub use timeline::Timeline;
 
 use crate::agent::{self, Agent};
-use crate::config::{Config, Guest};
+use crate::config::{Config, Guest, NetworkModel};
 use crate::fsd::{self, Entry, Fsd, FsdSpec};
 use crate::hypervisor::{self, Hypervisor, Vm, VmFds, VmSpec};
 
@@ -73,6 +74,7 @@ impl Plan {
                 kernel_parameters: hypervisor.kernel_parameters.clone(),
                 console: hypervisor.console,
                 state_dir: state_dir.into(),
+                network: config.network.model != NetworkModel::None,
                 share_tag: SHARE_TAG.into(),
             },
             share: FsdSpec { id: id.into(), entries },

@@ -24,6 +24,7 @@ mod kmsg;
 mod limits;
 mod link;
 mod lookup;
+mod network;
 mod oom;
 mod process;
 mod processes;

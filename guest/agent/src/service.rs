@@ -16,7 +16,7 @@ use ttrpc::{Code, TtrpcContext};
 use crate::exec::NOT_RUNNING;
 use crate::runner::STATE_DIR;
 use crate::server::{self, Names, Shared};
-use crate::{freezer, kmsg, oom, processes, resources, share, stats, sys};
+use crate::{freezer, kmsg, network, oom, processes, resources, share, stats, sys};
 
 /// Longest container ID: it names directories.
 const MAX_ID: usize = 255;
@@ -256,6 +256,29 @@ impl Agent for Service {
         Ok(wire::Empty::new())
     }
 
+    fn plug_network(
+        &self,
+        _: &TtrpcContext,
+        request: wire::PlugNetworkRequest,
+    ) -> ttrpc::Result<wire::PlugNetworkResponse> {
+        let mut response = wire::PlugNetworkResponse::new();
+        for device in &request.devices {
+            response.indexes.push(network::plug(device).map_err(internal)?);
+        }
+        Ok(response)
+    }
+
+    fn change_network(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ChangeNetworkRequest,
+    ) -> ttrpc::Result<wire::ChangeNetworkResponse> {
+        let mut response = wire::ChangeNetworkResponse::new();
+        response.errors = network::change(&request.requests)
+            .map_err(|error| internal(format!("cannot speak to the guest's kernel: {error}")))?;
+        Ok(response)
+    }
+
     fn shutdown(&self, _: &TtrpcContext, _: wire::Empty) -> ttrpc::Result<wire::Empty> {
         for container in self.0.all() {
             if let Err(left) = self.0.remove(&container) {
@@ -320,7 +343,7 @@ mod tests {
     fn a_mismatch_names_both_versions() {
         let text = version_mismatch(9);
         assert!(
-            text.contains("version 9") && text.contains("version 1") && text.contains("use a guest image")
+            text.contains("version 9") && text.contains("version 2") && text.contains("use a guest image")
         );
     }
 }

@@ -15,7 +15,7 @@ use acpi_tables::xsdt::XSDT;
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use super::Error;
-use super::memory::{self, ACPI, ACPI_MAX, FIRST_GSI, IO_APIC, LOCAL_APIC};
+use super::memory::{self, ACPI, ACPI_MAX, IO_APIC, LOCAL_APIC};
 use crate::devices::{Memory, mmio, serial};
 
 const OEM: [u8; 6] = *b"RT    ";
@@ -82,7 +82,7 @@ impl Tables {
 /// "LNRO0005" is what Linux's virtio-mmio driver answers to.
 fn virtio_device(index: usize, aml: &mut Vec<u8>) {
     let registers = Memory32Fixed::new(true, memory::registers(index) as u32, mmio::SIZE as u32);
-    device(&format!("VR{index:02}"), &"LNRO0005", index, &registers, FIRST_GSI + index as u32, aml);
+    device(&format!("VR{index:02}"), &"LNRO0005", index, &registers, memory::gsi(index), aml);
 }
 
 fn serial_port(aml: &mut Vec<u8>) {

@@ -42,10 +42,11 @@ pub const GAP_END: u64 = 4 << 30;
 
 /// Registers of device number 0; the others follow.
 pub const DEVICES: u64 = 0xd000_0000;
-/// Interrupt line of device number 0. The I/O APIC has 24, and the first 16 have had other meanings.
-pub const FIRST_GSI: u32 = 16;
 /// So many devices have an interrupt line of their own.
-pub const MAX_DEVICES: usize = 8;
+pub const MAX_DEVICES: usize = GSIS.len();
+/// The interrupt lines of devices, by their number. The I/O APIC has 24, of which the first 16 have had other meanings, so they are the last to
+/// be taken; of those KVM still sees the clock's in 8, and 4 is the serial port's.
+const GSIS: [u32; 18] = [16, 17, 18, 19, 20, 21, 22, 23, 15, 14, 13, 12, 11, 10, 9, 7, 6, 5];
 pub const IO_APIC: u32 = 0xfec0_0000;
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
 /// Three pages that KVM needs on Intel processors.
@@ -54,6 +55,11 @@ pub const TSS: usize = 0xfffb_d000;
 /// Device number `index`'s registers.
 pub const fn registers(index: usize) -> u64 {
     DEVICES + index as u64 * mmio::SIZE
+}
+
+/// Device number `index`'s interrupt line, below [`MAX_DEVICES`].
+pub const fn gsi(index: usize) -> u32 {
+    GSIS[index]
 }
 
 /// Where RAM is in the guest: start and length, ascending.

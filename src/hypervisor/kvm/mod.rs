@@ -22,14 +22,17 @@ mod cpuid;
 mod image;
 mod machine;
 mod memory;
+mod plug;
 mod probe;
 mod vcpu;
 mod vmm;
 
+pub use plug::plug;
 pub use probe::{Unusable, probe};
 
 /// In the sandbox's state directory.
 const VSOCK: &str = "vsock.sock";
+const CONTROL: &str = "control.sock";
 
 /// The built-in hypervisor.
 #[derive(Debug, Clone, Copy, Default)]
@@ -41,6 +44,7 @@ struct KvmVm {
     process: VmmProcess,
     uplink: UnixStream,
     vsock: PathBuf,
+    control: PathBuf,
 }
 
 impl Hypervisor for Kvm {
@@ -57,21 +61,35 @@ impl Hypervisor for Kvm {
         let (log, stderr) = pipe().map_err(launch("its log"))?;
         let path = spec.state_dir.join(VSOCK);
         let listener = vsock::listen_unix(&path).map_err(launch("its vsock socket"))?;
+        let control = spec.state_dir.join(CONTROL);
+        let undo = || [&path, &control].map(std::fs::remove_file);
+        let plugs = vsock::listen_unix(&control)
+            .map_err(launch("its control socket"))
+            .inspect_err(|_| drop(undo()))?;
         let child = jail::Spawn {
             verb: "vmm",
             args: vec![OsString::from(&spec.id)],
-            fds: vec![spec_file, kvm, kernel, initramfs, fds.share, listener.into(), vmm_uplink.into()],
+            fds: vec![
+                spec_file,
+                kvm,
+                kernel,
+                initramfs,
+                fds.share,
+                listener.into(),
+                vmm_uplink.into(),
+                plugs.into(),
+            ],
             stdout: Some(stdout),
             stderr: Some(stderr),
         };
         let started = child.spawn().map_err(VmError::from);
         let process = started.and_then(|child| VmmProcess::new(child, console, log, explain));
         match process {
-            Ok(process) => Ok(Box::new(KvmVm { process, uplink, vsock: path })),
             Err(error) => {
-                let _ = std::fs::remove_file(&path);
+                let _ = undo();
                 Err(error)
             }
+            Ok(process) => Ok(Box::new(KvmVm { process, uplink, vsock: path, control })),
         }
     }
 }
@@ -83,6 +101,7 @@ impl Vm for KvmVm {
             pid: self.process.pid(),
             start_time: self.process.start_time(),
             vsock: self.vsock.clone(),
+            control: self.control.clone(),
         }
     }
 
@@ -105,7 +124,7 @@ impl Vm for KvmVm {
 
     fn end(&mut self) -> Ending {
         let ending = self.process.end();
-        let _ = std::fs::remove_file(&self.vsock);
+        let _ = [&self.vsock, &self.control].map(std::fs::remove_file);
         ending
     }
 }

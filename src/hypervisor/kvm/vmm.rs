@@ -18,7 +18,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::acpi::Tables;
 use super::image::Target;
 use super::machine::Machine;
-use super::memory::{FIRST_GSI, MAX_DEVICES, TSS, registers};
+use super::memory::{MAX_DEVICES, TSS, gsi, registers};
+use super::plug::{self, Slots};
 use super::{End, Error, cpuid, memory, vcpu};
 use crate::devices::fs::Fs;
 use crate::devices::mmio::{MmioTransport, Wiring};
@@ -31,8 +32,8 @@ use crate::hypervisor::VmSpec;
 use crate::jail::{self, Jail, Limits};
 use crate::sys::{clock, fd};
 
-/// Descriptors are for vsock's connections. No file is made that could grow but guest memory, which has its size.
-const LIMITS: Limits = Limits { open_files: 4096, threads: 64, file_size: None };
+/// Descriptors are for vsock's connections; of threads vhost-net has one for each pair of queues. No file is made that could grow but guest memory, which has its size.
+const LIMITS: Limits = Limits { open_files: 4096, threads: 128, file_size: None };
 /// Of which a few pages are used.
 const VCPU_STACK: usize = 128 * 1024;
 
@@ -45,6 +46,7 @@ pub struct Inherited {
     share: UnixStream,
     vsock: UnixListener,
     uplink: UnixStream,
+    control: UnixListener,
 }
 
 impl Inherited {
@@ -62,6 +64,7 @@ impl Inherited {
             share: next()?.into(),
             vsock: next()?.into(),
             uplink: next()?.into(),
+            control: next()?.into(),
         })
     }
 }
@@ -70,7 +73,7 @@ impl Inherited {
 pub fn run() -> Result<End, Error> {
     let mut timeline = Timeline::default();
     timeline.mark("vmm.exec");
-    let Inherited { mut spec, kvm, kernel, initramfs, share, vsock, uplink } = Inherited::take()?;
+    let Inherited { mut spec, kvm, kernel, initramfs, share, vsock, uplink, control } = Inherited::take()?;
     let spec = read_spec(&mut spec)?;
     jail::enter(&Jail::sealed(LIMITS))?;
     timeline.mark("vmm.jailed");
@@ -92,9 +95,14 @@ pub fn run() -> Result<End, Error> {
     let event_loop = EventLoop::new()?;
     let fs = Fs::new(&spec.share_tag, share, &event_loop.events(0))?;
     let vsock = VsockDevice::new(rt_proto::GUEST_CID.into(), vsock, uplink).map_err(devices::Error::from)?;
-    let devices: Vec<Box<dyn VirtioDevice>> =
+    let mut devices: Vec<Box<dyn VirtioDevice>> =
         vec![Box::new(fs), Box::new(VsockVirtio::new(vsock)), Box::new(Rng::default())];
-    let devices = attach(devices, &vm, &memory, &event_loop)?;
+    if spec.network {
+        devices.extend(plug::placeholders());
+    }
+    assert!(devices.len() <= MAX_DEVICES, "the list of devices is this file's");
+    let attach = |(index, device)| attach(index, device, &vm, &memory, &event_loop);
+    let devices = devices.into_iter().enumerate().map(attach).collect::<Result<Vec<_>, _>>()?;
     let serial = Serial::new(serial_interrupt(&vm, spec.console)?);
 
     let tables = Tables { vcpus: spec.vcpus, devices: devices.len(), serial: spec.console };
@@ -109,7 +117,9 @@ pub fn run() -> Result<End, Error> {
 
     let machine = Arc::new(Machine::new(devices, serial));
     let (ended, _watch) = start(vcpus, &machine, &event_loop)?;
-    let end = serve(&machine, &event_loop, &ended)?;
+    let slots =
+        Slots { listener: control, vm, memory, event_loop: event_loop.clone(), used: Default::default() };
+    let end = serve(&machine, slots, &event_loop, &ended)?;
     Timeline::default().mark("vmm.end");
     Ok(end)
 }
@@ -149,31 +159,32 @@ fn command_line(spec: &VmSpec) -> String {
     format!("{machine} {console} {}", spec.kernel_parameters)
 }
 
-/// Connects each device with the guest: registers, a kick for each queue, an interrupt line.
-fn attach(
-    devices: Vec<Box<dyn VirtioDevice>>,
+/// Connects device number `index` with the guest: registers, a kick for each queue, an interrupt line.
+pub fn attach(
+    index: usize,
+    device: Box<dyn VirtioDevice>,
     vm: &VmFd,
     memory: &Memory,
     event_loop: &EventLoop,
-) -> Result<Vec<MmioTransport>, Error> {
-    assert!(devices.len() <= MAX_DEVICES, "the list of devices is this file's");
+) -> Result<MmioTransport, Error> {
     let eventfd =
         || EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map(Arc::new).map_err(Error::host("make an eventfd"));
-    let attach_one = |(index, device): (usize, Box<dyn VirtioDevice>)| {
-        let interrupt = eventfd()?;
-        vm.register_irqfd(&interrupt, FIRST_GSI + index as u32).map_err(Error::kvm("wire an interrupt"))?;
-        let notify = IoEventAddress::Mmio(registers(index) + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY));
-        let mut kicks = Vec::new();
-        for queue in 0..device.queue_sizes().len() as u32 {
-            let kick = eventfd()?;
-            vm.register_ioevent(&kick, &notify, queue).map_err(Error::kvm("wire a queue"))?;
-            kicks.push(kick);
-        }
-        let events = event_loop.events(index as u32);
-        let interrupt = Interrupt(interrupt);
-        Ok(MmioTransport::new(device, Wiring { memory: memory.clone(), events, interrupt, kicks }))
-    };
-    devices.into_iter().enumerate().map(attach_one).collect()
+    let interrupt = eventfd()?;
+    let queues = device.queue_sizes().len() as u32;
+    // Without queues it is a placeholder, which leaves the line to what comes in its place.
+    if queues > 0 {
+        vm.register_irqfd(&interrupt, gsi(index)).map_err(Error::kvm("wire an interrupt"))?;
+    }
+    let notify = IoEventAddress::Mmio(registers(index) + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY));
+    let mut kicks = Vec::new();
+    for queue in 0..queues {
+        let kick = eventfd()?;
+        vm.register_ioevent(&kick, &notify, queue).map_err(Error::kvm("wire a queue"))?;
+        kicks.push(kick);
+    }
+    let events = event_loop.events(index as u32);
+    let interrupt = Interrupt(interrupt);
+    Ok(MmioTransport::new(device, Wiring { memory: memory.clone(), events, interrupt, kicks }))
 }
 
 /// User space in the guest needs the interrupt to write to its console.
@@ -190,6 +201,8 @@ fn serial_interrupt(vm: &VmFd, console: bool) -> Result<Option<EventFd>, Error> 
 type Ended = Arc<OnceLock<End>>;
 /// Device number of the event that there is one.
 const END: u32 = u32::MAX;
+/// Device number of the control socket.
+const CONTROL: u32 = u32::MAX - 1;
 
 fn start(
     vcpus: Vec<VcpuFd>,
@@ -215,10 +228,19 @@ fn start(
     Ok((ended, watch))
 }
 
-fn serve(machine: &Machine, event_loop: &EventLoop, ended: &OnceLock<End>) -> Result<End, Error> {
+fn serve(
+    machine: &Machine,
+    mut slots: Slots,
+    event_loop: &EventLoop,
+    ended: &OnceLock<End>,
+) -> Result<End, Error> {
+    slots.listener.set_nonblocking(true).map_err(Error::host("listen for control"))?;
+    let _watch = event_loop.events(CONTROL).watch(&slots.listener, 0)?;
     loop {
         event_loop.wait(|device, source| {
-            if let Some(end) = machine.process(device, source) {
+            if device == CONTROL {
+                slots.serve(machine);
+            } else if let Some(end) = machine.process(device, source) {
                 let _ = ended.set(end);
             }
             Ok::<(), Error>(())

@@ -12,6 +12,7 @@
 
 mod command_line;
 mod find;
+mod plug;
 pub mod process;
 mod qmp;
 pub mod vsockd;
@@ -32,6 +33,7 @@ use nix::unistd::{Pid, pipe2};
 
 pub use command_line::Accelerator;
 pub use find::{MINIMUM_VERSION, find};
+pub use plug::plug;
 
 use super::process::VmmProcess;
 use super::{Ending, Error, Hypervisor, Kind, Vm, VmFds, VmRecord, VmSpec, vsock};
@@ -39,6 +41,8 @@ use crate::jail::{self, Spawn};
 
 /// Name of the CONNECT socket in a VM's state directory.
 const VSOCK_SOCKET: &str = "vsock.sock";
+/// Name of QMP's socket, on which QEMU listens.
+const MONITOR_SOCKET: &str = "qmp.sock";
 /// Name of the socket by which QEMU and vsockd meet; it is gone again before the guest runs.
 const LINK_SOCKET: &str = "vhost.sock";
 /// The backend: one QEMU binary and one accelerator.
@@ -56,8 +60,7 @@ struct QemuVm {
     vsockd: Option<Vsockd>,
     uplink: UnixStream,
     socket: PathBuf,
-    /// Until it was asked.
-    monitor: Option<qmp::Monitor>,
+    monitor: PathBuf,
     binary: PathBuf,
 }
 
@@ -70,24 +73,26 @@ impl Hypervisor for Qemu {
         let socket = spec.state_dir.join(VSOCK_SOCKET);
         let (vsockd, link, uplink) =
             start_vsockd(spec, &socket, log_writer.try_clone().map_err(launch_error("duplicate a pipe"))?)?;
-        let (monitor, qemu_monitor) = UnixStream::pair().map_err(launch_error("make a socket for QMP"))?;
+        let monitor = spec.state_dir.join(MONITOR_SOCKET);
+        let listener = vsock::listen_unix(&monitor).map_err(launch_error("make a socket for QMP"))?;
 
         let child = Spawn {
             verb: "qemu",
             args: process::arguments(&self.binary, self.accelerator, spec),
             // In the order of command_line's descriptors.
-            fds: vec![fds.share, link.into(), qemu_monitor.into()],
+            fds: vec![fds.share, link.into(), listener.into()],
             stdout: Some(console_writer),
             stderr: Some(log_writer),
         };
-        let child = child.spawn()?;
-        let qemu = VmmProcess::new(child, console, log, process::explain)?;
+        let started = child.spawn().map_err(Error::from);
+        let started = started.and_then(|child| VmmProcess::new(child, console, log, process::explain));
+        let qemu = started.inspect_err(|_| drop(fs::remove_file(&monitor)))?;
         Ok(Box::new(QemuVm {
             qemu,
             vsockd: Some(vsockd),
             uplink,
             socket,
-            monitor: Some(qmp::Monitor::new(monitor)),
+            monitor,
             binary: self.binary.clone(),
         }))
     }
@@ -104,6 +109,7 @@ impl Vm for QemuVm {
             pid: self.qemu.pid(),
             start_time: self.qemu.start_time(),
             vsock: self.socket.clone(),
+            control: self.monitor.clone(),
         }
     }
 
@@ -122,6 +128,7 @@ impl Vm for QemuVm {
 
     fn end(&mut self) -> Ending {
         let ending = self.qemu.end();
+        let _ = fs::remove_file(&self.monitor);
         self.vsockd = None;
         ending
     }
@@ -149,7 +156,7 @@ impl QemuVm {
     }
 
     fn explain_silence(&mut self, mut ending: Ending) -> Error {
-        let state = self.monitor.take().and_then(|monitor| monitor.run_state().ok());
+        let state = qmp::Monitor::connect(&self.monitor).and_then(qmp::Monitor::run_state).ok();
         if let Some(words) = state.as_ref().and_then(qmp::trouble) {
             ending.log.push_str(words);
         }

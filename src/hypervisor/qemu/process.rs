@@ -13,10 +13,10 @@ use super::super::VmSpec;
 use super::command_line::{self, Accelerator, INITRAMFS, KERNEL};
 use crate::jail::{self, Bind, Device, Jail, Limits, Root, System, User};
 
-/// QEMU's own, beside one for each vCPU: main loop, RCU, emulation, and its pool.
-const THREADS: u64 = 80;
-/// QEMU's own, beside those it is given.
-const OPEN_FILES: u64 = 256;
+/// QEMU's own, beside one for each vCPU: main loop, RCU, emulation, and its pool; and vhost's, one for each pair of queues.
+const THREADS: u64 = 144;
+/// QEMU's own, and for each queue of each network interface four: TAP, vhost, and two events.
+const OPEN_FILES: u64 = 1024;
 const NO_JAIL: u8 = 126;
 const NO_QEMU: u8 = 127;
 

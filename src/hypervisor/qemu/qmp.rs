@@ -1,45 +1,68 @@
-//! QEMU's monitor: asked only when something is wrong, so it costs a started VM one descriptor.
+//! QEMU's monitor: a socket on which it listens, one client at a time.
 //!
 //! A VM that cannot go on (KVM met an instruction that it cannot emulate, say) does not end QEMU: it stands still in a state that only the
 //! monitor tells. What QEMU answers is bounded in size and time: a guest may have taken it over.
 
-use std::io::{self, BufReader, Read};
-use std::os::fd::AsRawFd;
+use std::io::{self, BufReader, Read, Take};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, recv};
 use qapi::qmp::{self, RunState};
 use qapi::{Qmp, Stream};
 
-/// For each answer.
+use super::super::vsock::connect_plain;
+
+/// For each answer of a QEMU that does not work as it should.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// Longer than all that is ever asked for.
 const MAX_ANSWERS: u64 = 64 * 1024;
 
-/// rt's end of the monitor's socket.
+/// A session's answers and commands.
+pub type Session<'a> = Qmp<Stream<BufReader<Take<&'a UnixStream>>, &'a UnixStream>>;
+
+/// rt's end of a connection to the monitor.
 #[derive(Debug)]
 pub struct Monitor {
     socket: UnixStream,
+    /// For each answer.
+    timeout: Duration,
 }
 
 impl Monitor {
     pub fn new(socket: UnixStream) -> Self {
-        Self { socket }
+        Self { socket, timeout: TIMEOUT }
     }
 
-    /// What the VM does; once only, since a session of the monitor is opened for it.
+    /// With more patience for each answer.
+    pub fn patient(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    /// # Errors
+    /// What the socket says.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        connect_plain(path).map(Self::new)
+    }
+
+    /// What the VM does; once only for a connection.
     ///
     /// # Errors
     /// What the socket or the protocol say; `TimedOut` when QEMU does not answer.
     pub fn run_state(self) -> io::Result<RunState> {
-        let mut session = self.open()?;
+        let mut session = self.session()?;
         Ok(session.execute(&qmp::query_status {})?.status)
     }
 
-    fn open(&self) -> io::Result<Qmp<Stream<impl io::BufRead, &UnixStream>>> {
-        self.socket.set_read_timeout(Some(TIMEOUT))?;
-        self.socket.set_write_timeout(Some(TIMEOUT))?;
+    /// Opens the session of this connection, which has one only.
+    ///
+    /// # Errors
+    /// As [`Self::run_state`].
+    pub fn session(&self) -> io::Result<Session<'_>> {
+        self.socket.set_read_timeout(Some(self.timeout))?;
+        self.socket.set_write_timeout(Some(self.timeout))?;
         // The library panics on an end of file instead of a greeting.
         match recv(self.socket.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -51,6 +74,12 @@ impl Monitor {
         let mut session = Qmp::new(Stream::new(answers, &self.socket));
         session.handshake()?;
         Ok(session)
+    }
+}
+
+impl AsFd for Monitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

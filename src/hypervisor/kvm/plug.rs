@@ -1,0 +1,117 @@
+//! Plugging network interfaces into a running VM.
+//!
+//! The VMM has slots for them: virtio-mmio devices of which the kernel finds at boot that they are not there ([`Placeholder`]). One
+//! message over the control socket, with the descriptors beside it, makes one of them a network device; the guest's agent then has the
+//! kernel look again. An answer is one line: empty, or what went wrong. Only root reaches the socket.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::Duration;
+
+use kvm_ioctls::VmFd;
+use serde::{Deserialize, Serialize};
+
+use super::machine::Machine;
+use super::vmm::attach;
+use super::{Error, one_line};
+use crate::devices::net::Net;
+use crate::devices::placeholder::Placeholder;
+use crate::devices::{EventLoop, Memory, VirtioDevice};
+use crate::hypervisor::{GuestDevice, NETWORK_SLOTS, Nic, vsock::connect_plain};
+use crate::sys::fd;
+
+/// For an answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// For a message on a connection, which comes at once: the VMM's devices stand still meanwhile.
+const PATIENCE: Duration = Duration::from_millis(500);
+const MAX_MESSAGE: usize = 4096;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Message {
+    slot: usize,
+    mac: [u8; 6],
+    /// Beside the message: so many queues of a TAP device, then what is left, of vhost-net.
+    taps: usize,
+}
+
+/// # Errors
+/// What the socket or the VMM say.
+pub fn plug(control: &Path, nic: Nic) -> io::Result<GuestDevice> {
+    let mut socket = connect_plain(control)?;
+    socket.set_read_timeout(Some(TIMEOUT))?;
+    socket.set_write_timeout(Some(TIMEOUT))?;
+    let message = Message { slot: nic.slot, mac: nic.mac, taps: nic.taps.len() };
+    let message = serde_json::to_vec(&message)?;
+    let descriptors: Vec<_> = nic.taps.iter().chain(&nic.vhost).map(AsFd::as_fd).collect();
+    fd::send_several(socket.as_fd(), &message, &descriptors)?;
+    let mut answer = String::new();
+    Read::take(&mut socket, MAX_MESSAGE as u64).read_to_string(&mut answer)?;
+    match answer.strip_suffix('\n') {
+        Some("") => {
+            let index = FIRST_SLOT + nic.slot;
+            Ok(GuestDevice { bus: "platform".into(), address: format!("LNRO0005:{index:02x}") })
+        }
+        Some(refusal) => Err(io::Error::other(refusal.to_owned())),
+        None => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// The device number of the first slot; below are the devices of every machine.
+pub const FIRST_SLOT: usize = 3;
+
+/// What the slots are filled with at boot.
+pub fn placeholders() -> impl Iterator<Item = Box<dyn VirtioDevice>> {
+    (0..NETWORK_SLOTS).map(|_| Box::new(Placeholder) as Box<dyn VirtioDevice>)
+}
+
+/// The VMM's side.
+pub struct Slots {
+    pub listener: UnixListener,
+    pub vm: VmFd,
+    pub memory: Memory,
+    pub event_loop: EventLoop,
+    pub used: [bool; NETWORK_SLOTS],
+}
+
+impl Slots {
+    /// Somebody has connected.
+    pub fn serve(&mut self, machine: &Machine) {
+        let Ok((mut socket, _)) = self.listener.accept() else { return };
+        let answer = match self.answer(&socket, machine) {
+            Ok(()) => "\n".to_owned(),
+            Err(refusal) => refusal.replace('\n', " ") + "\n",
+        };
+        // Who asked may be gone.
+        let _ = socket.write_all(answer.as_bytes());
+    }
+
+    fn answer(&mut self, socket: &UnixStream, machine: &Machine) -> Result<(), String> {
+        let (message, descriptors) = receive(socket).map_err(|error| error.to_string())?;
+        let free = self.used.get(message.slot).is_some_and(|used| !used);
+        if !free {
+            return Err(format!("slot {} is not free", message.slot));
+        }
+        self.plug(&message, descriptors, machine).map_err(|error| one_line(&error))?;
+        self.used[message.slot] = true;
+        Ok(())
+    }
+
+    fn plug(&self, message: &Message, mut taps: Vec<OwnedFd>, machine: &Machine) -> Result<(), Error> {
+        let vhost = taps.split_off(message.taps.min(taps.len()));
+        let device = Net::new(message.mac, taps, vhost, &self.memory)?;
+        let index = FIRST_SLOT + message.slot;
+        let transport = attach(index, Box::new(device), &self.vm, &self.memory, &self.event_loop)?;
+        machine.replace(index, transport);
+        Ok(())
+    }
+}
+
+fn receive(socket: &UnixStream) -> io::Result<(Message, Vec<OwnedFd>)> {
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    let mut text = [0; MAX_MESSAGE];
+    let (length, descriptors) = fd::receive_several(socket.as_fd(), &mut text)?;
+    Ok((serde_json::from_slice(&text[..length])?, descriptors))
+}

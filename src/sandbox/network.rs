@@ -1,0 +1,227 @@
+//! The network of a sandbox: keeps what the guest has like what is in the network namespace.
+//!
+//! ```text
+//!   namespace --scan--> what there is --+--> tap and redirect, slot of the VM        (attach: the host's half)
+//!                                       +--> interface found, named, addressed, ...  (configure: the guest's half)
+//! ```
+//!
+//! Both halves are told by [`Network`], which is part of the state record, what is done already; so they may be repeated at any time by any process
+//! that holds the record's lock: when the sandbox starts, when a container starts, and when the namespace changes. An
+//! interface is written into the record before anything of it is made. One that has left the namespace leaves its slot and device, whose
+//! TAP is tied to nothing, to the next one that comes.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::agent::{self, Agent, NetworkDevice};
+use crate::config::{self, NetworkModel};
+use crate::hypervisor::{self, GuestDevice, MAX_QUEUE_PAIRS, NETWORK_SLOTS, Nic, VmRecord};
+use crate::net::{self, Interface, Layout, Namespace};
+
+/// Requests in one message to the agent: a route takes some hundred bytes, a message at most 4 MiB.
+const BATCH: usize = 4096;
+
+/// Why a sandbox has no network.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Net(#[from] net::Error),
+    #[error(transparent)]
+    Hypervisor(#[from] hypervisor::Error),
+    #[error(transparent)]
+    Agent(#[from] agent::Error),
+    #[error(
+        "cannot give the interface {0} to the virtual machine: it has {NETWORK_SLOTS} network interfaces already, and \
+         more are not possible"
+    )]
+    Full(String),
+    #[error("cannot {what}")]
+    Refused {
+        what: String,
+        #[source]
+        source: std::io::Error,
+    },
+    /// The record could not be written.
+    #[error(transparent)]
+    Record(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What a sandbox has of its network namespace: part of the state record.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Of the bundle; `None` where it is the monitor's own.
+    pub namespace: Option<PathBuf>,
+    model: NetworkModel,
+    vhost: bool,
+    queue_pairs: usize,
+    links: Vec<Link>,
+    /// As far as the guest has been told.
+    layout: Layout,
+}
+
+/// An interface of the namespace and the device of the VM that stands for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Link {
+    /// In the namespace.
+    index: u32,
+    name: String,
+    slot: usize,
+    /// Once it is plugged.
+    device: Option<GuestDevice>,
+    /// Its interface in the guest, once that is known.
+    guest_index: Option<u32>,
+}
+
+/// Writes the record.
+pub type Write<'a> = &'a mut dyn FnMut(&Network) -> Result<(), Error>;
+
+impl Network {
+    /// That of a sandbox with so many vCPUs, before anything is done.
+    pub fn new(namespace: Option<PathBuf>, config: &config::Network, vcpus: u8) -> Self {
+        let queue_pairs = usize::from(vcpus).clamp(1, MAX_QUEUE_PAIRS);
+        Self { namespace, model: config.model, vhost: config.vhost, queue_pairs, ..Self::default() }
+    }
+
+    /// Whether there can be interfaces at all.
+    pub fn is_used(&self) -> bool {
+        self.queue_pairs > 0 && self.model != NetworkModel::None
+    }
+
+    /// The host's half: looks into the namespace and plugs what is new there. Gives what there is.
+    ///
+    /// # Errors
+    /// [`Error`]; of the interface that could not be plugged nothing is left then.
+    pub fn attach(
+        &mut self,
+        namespace: &Namespace,
+        vm: &VmRecord,
+        write: Write<'_>,
+    ) -> Result<Layout, Error> {
+        if !self.is_used() {
+            return Ok(Layout::default());
+        }
+        let wanted = namespace.within(net::scan)?;
+        for interface in &wanted.interfaces {
+            if !self.links.iter().any(|link| link.index == interface.index) {
+                self.plug(namespace, interface, vm, write)?;
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// The guest's half: makes it look like `wanted`.
+    ///
+    /// # Errors
+    /// [`Error`], with what the guest's kernel refused.
+    pub fn configure(&mut self, wanted: Layout, agent: &Agent) -> Result<(), Error> {
+        self.find_interfaces(&wanted, agent)?;
+        let indexes: BTreeMap<u32, u32> =
+            self.links.iter().filter_map(|link| Some((link.index, link.guest_index?))).collect();
+        let changes = net::changes(&self.layout, &wanted, &indexes);
+        for batch in changes.chunks(BATCH) {
+            let requests = batch.iter().map(|change| change.message.clone()).collect();
+            let errors = agent.change_network(requests)?;
+            for (change, errno) in batch.iter().zip(errors) {
+                match errno {
+                    0 => {}
+                    _ if change.removes => {
+                        tracing::debug!("the guest could not {}: errno {errno}", change.what)
+                    }
+                    _ => {
+                        let source = std::io::Error::from_raw_os_error(errno);
+                        return Err(Error::Refused { what: change.what.clone(), source });
+                    }
+                }
+            }
+        }
+        self.layout = wanted;
+        Ok(())
+    }
+
+    /// Takes away what remains in the namespace when the VM is gone. The TAP devices went with it.
+    ///
+    /// # Errors
+    /// [`Error::Net`]
+    pub fn remove(&self, namespace: &Namespace) -> Result<(), Error> {
+        let links = self.links.iter().map(|link| (link.index, link.name.clone())).collect::<Vec<_>>();
+        if links.is_empty() {
+            return Ok(());
+        }
+        Ok(namespace.within(move || links.iter().try_for_each(|(index, name)| net::untie(*index, name)))?)
+    }
+
+    fn plug(
+        &mut self,
+        namespace: &Namespace,
+        interface: &Interface,
+        vm: &VmRecord,
+        write: Write<'_>,
+    ) -> Result<(), Error> {
+        namespace.within(|| net::check(interface))?;
+        let is_taken = |slot: &usize| self.links.iter().any(|link| link.slot == *slot);
+        let slot = (0..NETWORK_SLOTS).find(|slot| !is_taken(slot));
+        let slot = slot.ok_or_else(|| Error::Full(interface.name.clone()))?;
+        let (index, name) = (interface.index, interface.name.clone());
+        self.links.push(Link { index, name: name.clone(), slot, device: None, guest_index: None });
+        write(self)?;
+        match self.plug_into(namespace, interface, slot, vm) {
+            Ok(device) => {
+                if let Some(link) = self.links.last_mut() {
+                    link.device = Some(device);
+                }
+                write(self)
+            }
+            Err(error) => {
+                self.links.pop();
+                // Whatever was tied: its TAP device is closed by now.
+                if let Err(left) = namespace.within(|| net::untie(index, &name)) {
+                    tracing::warn!("{left}");
+                }
+                write(self)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn plug_into(
+        &self,
+        namespace: &Namespace,
+        interface: &Interface,
+        slot: usize,
+        vm: &VmRecord,
+    ) -> Result<GuestDevice, Error> {
+        let taps = namespace.within(|| net::tie(interface, self.queue_pairs))?;
+        let vhost = if self.vhost { net::open_vhost(self.queue_pairs) } else { Vec::new() };
+        Ok(hypervisor::plug(vm, Nic { slot, mac: interface.mac, taps, vhost })?)
+    }
+
+    fn find_interfaces(&mut self, wanted: &Layout, agent: &Agent) -> Result<(), Error> {
+        let speaks_ipv6 =
+            |index: u32| wanted.interfaces.iter().any(|interface| interface.index == index && interface.ipv6);
+        let mut unknown: Vec<&mut Link> = self
+            .links
+            .iter_mut()
+            .filter(|link| link.device.is_some() && link.guest_index.is_none())
+            .collect();
+        let devices: Vec<NetworkDevice> = unknown
+            .iter()
+            .filter_map(|link| Some((link.device.as_ref()?, speaks_ipv6(link.index))))
+            .map(|(device, ipv6)| NetworkDevice {
+                bus: device.bus.clone(),
+                address: device.address.clone(),
+                ipv6,
+                ..NetworkDevice::default()
+            })
+            .collect();
+        if devices.is_empty() {
+            return Ok(());
+        }
+        let indexes = agent.plug_network(devices)?;
+        for (link, index) in unknown.iter_mut().zip(indexes) {
+            link.guest_index = Some(index);
+        }
+        Ok(())
+    }
+}
