@@ -25,7 +25,7 @@ build_packages := gcc libc6-dev libseccomp-dev libcap-ng-dev
 guest_packages := binutils xz-utils zstd cpio
 run_packages := qemu-system-x86 busybox-static
 kernel_packages := gcc libc6-dev make flex bison bc perl libelf-dev libssl-dev binutils xz-utils cpio
-test_packages := $(run_packages) util-linux
+test_packages := $(run_packages) util-linux iproute2 iptables containernetworking-plugins
 caller_packages := $(test_packages) conmon podman containerd docker.io python3
 bench_packages := $(test_packages) runc crun
 

@@ -203,7 +203,8 @@ mod at_exit {
 
 pub(super) fn unique_id() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!("test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    // Of one width, so that none is the beginning of another.
+    format!("test-{}-{:04}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 fn default_config() -> Value {

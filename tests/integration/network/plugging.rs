@@ -1,0 +1,126 @@
+//! Interfaces that appear, change and go while the virtual machine is there.
+
+use crate::shell::{Bundle, skipped};
+
+use super::netns::{Netns, Pair, in_namespace};
+use super::traffic::{self, Client, GUEST};
+use super::{serving_bundle, shows};
+
+/// As docker 20.10 does it: by a prestart hook that finds the namespace by the monitor's PID.
+#[test]
+fn a_hook_fills_the_namespace() {
+    let peer = Netns::new("peer");
+    let mut bundle = Bundle::new();
+    let script = format!(
+        "pid=$(sed 's/.*\"pid\": *\\([0-9]*\\).*/\\1/'); ip -n {0} link add eth0 type veth peer name eth0 netns $pid && \
+         ip -n {0} addr add 10.9.0.1/24 dev eth0 && ip -n {0} link set eth0 up && \
+         nsenter -t $pid -n sh -c 'ip addr add 10.9.0.2/24 dev eth0; ip link set eth0 up; ip route add default via 10.9.0.1'",
+        peer.name
+    );
+    let hook = bundle.file("hook", format!("#!/bin/sh\n{script}\n"));
+    crate::shell::host(&format!("chmod +x {}", hook.display()));
+    bundle.config["hooks"] =
+        serde_json::json!({"prestart": [{"path": hook, "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}]});
+    bundle.capabilities(&["CAP_NET_RAW"]);
+    shows(&bundle.sh("ip route && ping -c 1 -W 5 10.9.0.1"), &["default via 10.9.0.1", "0% packet loss"]);
+}
+
+/// As docker 26 does it.
+#[test]
+fn a_caller_fills_the_namespace_between_create_and_start() {
+    let peer = Netns::new("peer");
+    let mut bundle = Bundle::new();
+    traffic::lay(&bundle);
+    bundle.args(&GUEST);
+    let container = bundle.create(&[]);
+    let pid = container.pid();
+    peer.ip(&format!("link add eth0 type veth peer name eth0 netns {pid}"));
+    peer.ip("addr add 10.9.0.1/24 dev eth0");
+    peer.ip("link set eth0 up");
+    crate::shell::host(&format!(
+        "nsenter -t {pid} -n sh -c 'ip addr add 10.9.0.2/24 dev eth0; ip link set eth0 up'"
+    ));
+    container.start();
+    // It is there as soon as the process runs.
+    let seen = bundle.rt(&["exec", &bundle.id, "/bin/ip", "-4", "addr", "show", "dev", "eth0"]);
+    shows(&seen, &["10.9.0.2/24"]);
+    container.wrote("serving");
+    peer.within(|| Client::new("10.9.0.2").echo(b"hello"));
+}
+
+#[test]
+fn what_changes_in_the_namespace_changes_in_the_guest() {
+    let pair = Pair::new("");
+    let bundle = serving_bundle(&pair);
+    let container = bundle.run_detached(&[]);
+    container.wrote("serving");
+    let guest = |script: &str| bundle.rt(&["exec", &bundle.id, "/bin/sh", "-c", script]);
+    let becomes = |script: &str, word: &str, there: bool| {
+        let deadline = std::time::Instant::now() + crate::shell::patience(30);
+        loop {
+            let ended = guest(script);
+            if ended.text().contains(word) == there {
+                return;
+            }
+            assert!(std::time::Instant::now() < deadline, "{word:?} there: {}\n{ended}", !there);
+        }
+    };
+    pair.connect("eth1", 1, "mtu 1300");
+    becomes("ip addr show dev eth1", "fd09:1::2/64", true);
+    becomes("cat /sys/class/net/eth1/mtu", "1300", true);
+    pair.peer.within(|| Client::new("10.9.1.2").echo(b"hello"));
+    pair.pod.ip("route add 192.0.2.0/24 via 10.9.1.1");
+    becomes("ip route", "192.0.2.0/24 via 10.9.1.1 dev eth1", true);
+    pair.pod.ip("route del 192.0.2.0/24 via 10.9.1.1");
+    becomes("ip route", "192.0.2.0/24", false);
+    pair.pod.ip("addr add 10.9.1.9/24 dev eth1");
+    becomes("ip addr show dev eth1", "10.9.1.9", true);
+    pair.pod.ip("addr del 10.9.1.9/24 dev eth1");
+    becomes("ip addr show dev eth1", "10.9.1.9", false);
+    pair.peer.ip("link del eth1");
+    becomes("ip link show dev eth1", "UP", false);
+    pair.peer.within(|| Client::new("10.9.0.2").echo(b"still here"));
+    drop(container);
+    pair.is_clean();
+}
+
+/// Names that the guest's kernel gives in the order of plugging are not the namespace's.
+#[test]
+fn names_are_the_namespaces_whatever_their_order() {
+    let pair = Pair::new("");
+    for (name, net) in [("net7", 7), ("eth2", 2), ("eth1", 1)] {
+        pair.connect(name, net, "");
+    }
+    let script = "for i in eth0 eth1 eth2 net7; do ip -4 -o addr show dev $i | awk '{ print $2, $4 }'; done";
+    let ended = pair.bundle().sh(script);
+    ended.says(&["eth0 10.9.0.2/24", "eth1 10.9.1.2/24", "eth2 10.9.2.2/24", "net7 10.9.7.2/24"]);
+    pair.is_clean();
+}
+
+/// Other kinds of interface than veth, as far as the host's kernel has them.
+#[test]
+fn other_kinds_of_interface_work() {
+    const NAME: &str = "other_kinds_of_interface_work";
+    for (kind, mode) in [("macvlan", "bridge"), ("ipvlan", "l2")] {
+        // A wire between two hosts; the pod's interface lies on one host's end of it.
+        let (pair, pod) = (Pair::new(""), Netns::new(kind));
+        if !pair.pod.can(&format!("link add link eth0 name port type {kind} mode {mode}")) {
+            skipped(NAME, &format!("the host's kernel has no {kind}"));
+            continue;
+        }
+        pair.pod.ip(&format!("link set port netns {} name eth0", pod.name));
+        pod.ip("addr add 10.9.0.3/24 dev eth0");
+        pod.ip("link set eth0 up");
+        let mut bundle = in_namespace(&pod.path());
+        bundle.capabilities(&["CAP_NET_RAW"]);
+        shows(&bundle.sh("ping -c 2 -i 0.2 -W 5 10.9.0.1"), &[" 0% packet loss"]);
+    }
+    let pod = Netns::new("others");
+    let kinds = [("tap0", "tuntap add dev tap0 mode tap"), ("idle", "link add idle type dummy")];
+    for (name, _) in kinds.into_iter().filter(|(_, how)| pod.can(how)) {
+        pod.ip(&format!("addr add 10.9.0.3/24 dev {name}"));
+        pod.ip(&format!("link set {name} up"));
+        shows(&in_namespace(&pod.path()).sh(&format!("ip addr show dev {name}")), &["10.9.0.3/24"]);
+        pod.ip(&format!("link set {name} down"));
+    }
+}
