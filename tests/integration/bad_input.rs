@@ -114,7 +114,7 @@ fn kernel_and_initramfs_are_missing() {
 }
 
 fn settings(kernel: &std::path::Path, initramfs: &std::path::Path) -> String {
-    format!("[agent]\ntimeout_ms = 8000\n[hypervisor]\nkernel = {kernel:?}\ninitramfs = {initramfs:?}\n")
+    format!("[agent]\nboot_timeout_ms = 8000\n[hypervisor]\nkernel = {kernel:?}\ninitramfs = {initramfs:?}\n")
 }
 
 #[test]
@@ -254,8 +254,9 @@ fn settings_are_checked() {
     for (text, words) in [
         ("[hypervisor]\nvcpus = 0\n", &["hypervisor.vcpus", "rt.toml"][..]),
         ("[hypervisor]\nmemory_mib = 1\n", &["hypervisor.memory_mib"]),
-        ("[hypervisor]\nmemory = 1\n", &["memory", "line 2"]),
-        ("no toml", &["rt.toml"]),
+        ("[hypervisor]\nmemory = 1\n", &["rt.toml:2: ", "hypervisor.memory;", "hypervisor.memory_mib"]),
+        ("no toml", &["rt.toml:1:", "no TOML"]),
+        ("[hypervisor]\nvcpus = 4\nmax_vcpus = 2\n", &["rt.toml:2", "rt.toml:3", "lower the first"]),
     ] {
         bundle.settings = text.into();
         let ended = bundle.call().end();
