@@ -7,6 +7,7 @@ mod delete;
 mod events;
 mod exec;
 mod features;
+mod kata_check;
 mod kill;
 mod list;
 mod pause;
@@ -114,6 +115,10 @@ enum Verb {
     Events(events::Arguments),
     Exec(Box<exec::Arguments>),
     Features(features::Arguments),
+    #[command(alias = "check")]
+    KataCheck(kata_check::Check),
+    #[command(alias = "env")]
+    KataEnv(kata_check::Environ),
     Kill(kill::Arguments),
     List(list::Arguments),
     Pause(pause::Arguments),
@@ -140,6 +145,8 @@ impl Verb {
             Self::Features(arguments) => arguments.run(),
             Self::Spec(arguments) => arguments.run(),
             Self::Config(arguments) => arguments.run(config),
+            Self::KataCheck(arguments) => arguments.run(&config),
+            Self::KataEnv(arguments) => arguments.run(config),
             // Of it they need only where the state is.
             Self::List(arguments) => global.knows_root(config).and_then(|()| arguments.run(global)),
             Self::State(arguments) => global.knows_root(config).and_then(|()| arguments.run(global)),

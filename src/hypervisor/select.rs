@@ -38,6 +38,23 @@ pub fn select(config: &config::Hypervisor) -> Result<(Box<dyn Hypervisor>, Optio
     Ok((hypervisor, warning))
 }
 
+/// What [`select`] would use, for those who want to know: backend, accelerator, and the warning.
+///
+/// # Errors
+/// As [`select`].
+pub fn preview(
+    wanted: Option<Kind>,
+    config: &config::Hypervisor,
+) -> Result<(Kind, &'static str, Option<String>), Error> {
+    let (choice, warning) = choose(wanted, probe(), || qemu::find(config.qemu.as_deref()))?;
+    let (kind, accelerator) = match choice {
+        Choice::Kvm => (Kind::Kvm, "kvm"),
+        Choice::Qemu(Qemu { accelerator: Accelerator::Kvm, .. }) => (Kind::Qemu, "kvm"),
+        Choice::Qemu(Qemu { accelerator: Accelerator::Tcg, .. }) => (Kind::Qemu, "tcg"),
+    };
+    Ok((kind, accelerator, warning))
+}
+
 fn probe() -> Result<(), KvmTrouble> {
     kvm::probe().map_err(|error| KvmTrouble {
         reason: error.to_string(),
