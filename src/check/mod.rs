@@ -9,6 +9,7 @@
 //! report says so.
 
 mod classic;
+pub mod doctor;
 pub mod environment;
 mod further;
 mod host;

@@ -4,6 +4,7 @@ mod checkpoint;
 mod config;
 mod create;
 mod delete;
+mod doctor;
 mod events;
 mod exec;
 mod features;
@@ -112,6 +113,7 @@ enum Verb {
     Config(config::Arguments),
     Create(create::Arguments),
     Delete(delete::Arguments),
+    Doctor(doctor::Arguments),
     Events(events::Arguments),
     Exec(Box<exec::Arguments>),
     Features(features::Arguments),
@@ -144,6 +146,7 @@ impl Verb {
             Self::Restore(arguments) => arguments.run(),
             Self::Features(arguments) => arguments.run(),
             Self::Spec(arguments) => arguments.run(),
+            Self::Doctor(arguments) => arguments.run(),
             Self::Config(arguments) => arguments.run(config),
             Self::KataCheck(arguments) => arguments.run(&config),
             Self::KataEnv(arguments) => arguments.run(config),
