@@ -124,7 +124,8 @@ pub fn delete(store: &Store, config: &Config, id: &str, force: bool) -> Result<(
 
 /// Ends a container's process with SIGKILL and gives its monitor time to end the sandbox in order.
 fn end(record: &Record, config: &Config) -> Result<(), Error> {
-    let quick = Config { agent: crate::config::Agent { timeout_ms: 2000 }, ..config.clone() };
+    let mut quick = config.clone();
+    quick.agent.timeout_ms = 2000;
     let killed = agent(record, &quick)
         .and_then(|agent| Ok(agent.signal_process(&record.id, "", Signal::SIGKILL as i32, false)?));
     match killed {

@@ -30,6 +30,8 @@ pub struct VmSpec {
     pub initramfs: PathBuf,
     /// Added to what the backend's own machine needs on the command line.
     pub kernel_parameters: String,
+    /// Whether the guest has a virtio-rng device.
+    pub entropy: bool,
     /// Shows the whole guest console, not only warnings and panics.
     pub console: bool,
     /// Exists, private to this sandbox; the backend may keep sockets in it.

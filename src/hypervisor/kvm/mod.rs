@@ -26,7 +26,7 @@ mod probe;
 mod vcpu;
 mod vmm;
 
-pub use probe::{Unusable, probe};
+pub use probe::{DEVICE, Step, Unusable, address_bits, examine, probe};
 
 /// In the sandbox's state directory.
 const VSOCK: &str = "vsock.sock";
