@@ -28,7 +28,7 @@ mod vcpu;
 mod vmm;
 
 pub use plug::plug;
-pub use probe::{Unusable, probe};
+pub use probe::{DEVICE, Step, Unusable, address_bits, examine, probe};
 
 /// In the sandbox's state directory.
 const VSOCK: &str = "vsock.sock";
@@ -120,6 +120,10 @@ impl Vm for KvmVm {
             }
             Err(source) => Err(VmError::Launch { what: "its uplink", source }),
         }
+    }
+
+    fn kill(&self) {
+        self.process.kill();
     }
 
     fn end(&mut self) -> Ending {

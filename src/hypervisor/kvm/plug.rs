@@ -2,7 +2,7 @@
 //!
 //! The VMM has slots for them: virtio-mmio devices of which the kernel finds at boot that they are not there ([`Placeholder`]). One
 //! message over the control socket, with the descriptors beside it, makes one of them a network device; the guest's agent then has the
-//! kernel look again. An answer is one line: empty, or what went wrong. Only root reaches the socket.
+//! kernel look again. The answer is a line: the device's number, or what went wrong. Only root reaches the socket.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,8 +22,8 @@ use crate::devices::{EventLoop, Memory, VirtioDevice};
 use crate::hypervisor::{GuestDevice, NETWORK_SLOTS, Nic, vsock::connect_plain};
 use crate::sys::fd;
 
-/// For an answer.
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// For an answer: the VMM may still be starting. Its end is noticed at once.
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// For a message on a connection, which comes at once: the VMM's devices stand still meanwhile.
 const PATIENCE: Duration = Duration::from_millis(500);
 const MAX_MESSAGE: usize = 4096;
@@ -48,18 +48,11 @@ pub fn plug(control: &Path, nic: Nic) -> io::Result<GuestDevice> {
     fd::send_several(socket.as_fd(), &message, &descriptors)?;
     let mut answer = String::new();
     Read::take(&mut socket, MAX_MESSAGE as u64).read_to_string(&mut answer)?;
-    match answer.strip_suffix('\n') {
-        Some("") => {
-            let index = FIRST_SLOT + nic.slot;
-            Ok(GuestDevice { bus: "platform".into(), address: format!("LNRO0005:{index:02x}") })
-        }
-        Some(refusal) => Err(io::Error::other(refusal.to_owned())),
-        None => Err(io::ErrorKind::UnexpectedEof.into()),
-    }
+    let answer = answer.strip_suffix('\n').ok_or(io::ErrorKind::UnexpectedEof)?;
+    let index: usize = answer.parse().map_err(|_| io::Error::other(answer.to_owned()))?;
+    // As Linux names the devices of the ACPI tables, in their order.
+    Ok(GuestDevice { bus: "platform".into(), address: format!("LNRO0005:{index:02x}") })
 }
-
-/// The device number of the first slot; below are the devices of every machine.
-pub const FIRST_SLOT: usize = 3;
 
 /// What the slots are filled with at boot.
 pub fn placeholders() -> impl Iterator<Item = Box<dyn VirtioDevice>> {
@@ -72,6 +65,8 @@ pub struct Slots {
     pub vm: VmFd,
     pub memory: Memory,
     pub event_loop: EventLoop,
+    /// Device number of the first; the others follow.
+    pub first: usize,
     pub used: [bool; NETWORK_SLOTS],
 }
 
@@ -80,14 +75,14 @@ impl Slots {
     pub fn serve(&mut self, machine: &Machine) {
         let Ok((mut socket, _)) = self.listener.accept() else { return };
         let answer = match self.answer(&socket, machine) {
-            Ok(()) => "\n".to_owned(),
-            Err(refusal) => refusal.replace('\n', " ") + "\n",
+            Ok(index) => index.to_string(),
+            Err(refusal) => refusal.replace('\n', " "),
         };
         // Who asked may be gone.
-        let _ = socket.write_all(answer.as_bytes());
+        let _ = writeln!(socket, "{answer}");
     }
 
-    fn answer(&mut self, socket: &UnixStream, machine: &Machine) -> Result<(), String> {
+    fn answer(&mut self, socket: &UnixStream, machine: &Machine) -> Result<usize, String> {
         let (message, descriptors) = receive(socket).map_err(|error| error.to_string())?;
         let free = self.used.get(message.slot).is_some_and(|used| !used);
         if !free {
@@ -95,13 +90,13 @@ impl Slots {
         }
         self.plug(&message, descriptors, machine).map_err(|error| one_line(&error))?;
         self.used[message.slot] = true;
-        Ok(())
+        Ok(self.first + message.slot)
     }
 
     fn plug(&self, message: &Message, mut taps: Vec<OwnedFd>, machine: &Machine) -> Result<(), Error> {
         let vhost = taps.split_off(message.taps.min(taps.len()));
         let device = Net::new(message.mac, taps, vhost, &self.memory)?;
-        let index = FIRST_SLOT + message.slot;
+        let index = self.first + message.slot;
         let transport = attach(index, Box::new(device), &self.vm, &self.memory, &self.event_loop)?;
         machine.replace(index, transport);
         Ok(())

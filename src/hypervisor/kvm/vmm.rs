@@ -95,8 +95,11 @@ pub fn run() -> Result<End, Error> {
     let event_loop = EventLoop::new()?;
     let fs = Fs::new(&spec.share_tag, share, &event_loop.events(0))?;
     let vsock = VsockDevice::new(rt_proto::GUEST_CID.into(), vsock, uplink).map_err(devices::Error::from)?;
-    let mut devices: Vec<Box<dyn VirtioDevice>> =
-        vec![Box::new(fs), Box::new(VsockVirtio::new(vsock)), Box::new(Rng::default())];
+    let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(fs), Box::new(VsockVirtio::new(vsock))];
+    if spec.entropy {
+        devices.push(Box::new(Rng::default()));
+    }
+    let first_slot = devices.len();
     if spec.network {
         devices.extend(plug::placeholders());
     }
@@ -117,8 +120,14 @@ pub fn run() -> Result<End, Error> {
 
     let machine = Arc::new(Machine::new(devices, serial));
     let (ended, _watch) = start(vcpus, &machine, &event_loop)?;
-    let slots =
-        Slots { listener: control, vm, memory, event_loop: event_loop.clone(), used: Default::default() };
+    let slots = Slots {
+        listener: control,
+        vm,
+        memory,
+        event_loop: event_loop.clone(),
+        first: first_slot,
+        used: Default::default(),
+    };
     let end = serve(&machine, slots, &event_loop, &ended)?;
     Timeline::default().mark("vmm.end");
     Ok(end)

@@ -32,7 +32,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, pipe2};
 
 pub use command_line::Accelerator;
-pub use find::{MINIMUM_VERSION, find};
+pub use find::{MINIMUM_VERSION, accelerators, find, version};
 pub use plug::plug;
 
 use super::process::VmmProcess;
@@ -124,6 +124,10 @@ impl Vm for QemuVm {
             Err(other) => Err(other),
             Ok(()) => vsock::receive_connection(&self.uplink).map_err(|_| self.explain_lost_uplink()),
         }
+    }
+
+    fn kill(&self) {
+        self.qemu.kill();
     }
 
     fn end(&mut self) -> Ending {

@@ -36,10 +36,25 @@ pub fn lay(bundle: &Bundle) {
 #[test]
 #[ignore = "the guest's half of other tests"]
 fn serves() {
-    let stop = Arc::new(AtomicBool::new(false));
+    let ports = Ports::open();
     // Behind what the harness has written in front of it.
     println!("\nserving");
-    serve(&stop);
+    serve(ports, &AtomicBool::new(false));
+}
+
+struct Ports {
+    connections: TcpListener,
+    datagrams: UdpSocket,
+}
+
+impl Ports {
+    fn open() -> Self {
+        let any = IpAddr::from(Ipv6Addr::UNSPECIFIED);
+        Self {
+            connections: TcpListener::bind((any, PORT)).expect("a port"),
+            datagrams: UdpSocket::bind((any, DATAGRAMS)).expect("a port"),
+        }
+    }
 }
 
 /// A server in a namespace; dropped, it ends.
@@ -52,10 +67,13 @@ pub struct Server {
 pub fn serve_in(netns: &Netns) -> Server {
     let namespace = Arc::new(File::open(netns.path()).expect("the namespace is there"));
     let stop = Arc::new(AtomicBool::new(false));
-    let (until, inside) = (Arc::clone(&stop), Arc::clone(&namespace));
+    let ports = netns.within(Ports::open);
+    let until = Arc::clone(&stop);
+    let inside = Arc::clone(&namespace);
     let thread = thread::spawn(move || {
+        // It calls others, too.
         enter(&inside);
-        serve(&until);
+        serve(ports, &until);
     });
     Server { stop, thread: Some(thread), namespace }
 }
@@ -76,17 +94,14 @@ impl Drop for Server {
     }
 }
 
-fn serve(stop: &AtomicBool) {
-    let any = IpAddr::from(Ipv6Addr::UNSPECIFIED);
-    let listener = TcpListener::bind((any, PORT)).expect("a port");
-    let socket = UdpSocket::bind((any, DATAGRAMS)).expect("a port");
+fn serve(Ports { connections, datagrams }: Ports, stop: &AtomicBool) {
     thread::spawn(move || {
         let mut buffer = vec![0; 65_536];
-        while let Ok((length, sender)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(&buffer[..length], sender);
+        while let Ok((length, sender)) = datagrams.recv_from(&mut buffer) {
+            let _ = datagrams.send_to(&buffer[..length], sender);
         }
     });
-    for connection in listener.incoming() {
+    for connection in connections.incoming() {
         if stop.load(Ordering::SeqCst) {
             return;
         }
