@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use netlink_packet_core::Parseable;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
@@ -13,9 +14,10 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteNextHop, RouteNextHopFlags, RouteType,
 };
+use netlink_packet_route::rule::{RuleMessage, RuleMessageBuffer};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::layout::{Address, Hop, Interface, Layout, Neighbour, Route};
+use super::layout::{Address, Hop, Interface, Layout, Neighbour, Route, Rule};
 use super::netlink::{Existing, encode};
 
 /// One request to a kernel.
@@ -40,6 +42,9 @@ pub fn changes(old: &Layout, new: &Layout, indexes: &Indexes) -> Vec<Change> {
     // What depends on others goes first.
     for neighbour in old.neighbours.iter().filter(|one| !new.neighbours.contains(one)) {
         plan.neighbour(neighbour, true);
+    }
+    for rule in old.rules.iter().filter(|one| !new.rules.contains(one)) {
+        plan.rule(rule, true);
     }
     for route in old.routes.iter().filter(|one| !new.routes.contains(one)) {
         plan.route(route, true);
@@ -243,6 +248,17 @@ impl Plan<'_> {
         }
     }
 
+    fn rule(&mut self, Rule(bytes): &Rule, remove: bool) {
+        let parsed = RuleMessageBuffer::new_checked(bytes).and_then(|buffer| RuleMessage::parse(&buffer));
+        let Ok(message) = parsed else { return };
+        if remove {
+            self.remove("remove a routing rule from the guest".into(), RouteNetlinkMessage::DelRule(message));
+        } else {
+            let message = RouteNetlinkMessage::NewRule(message);
+            self.add("add a routing rule to the guest".into(), message, Existing::Refuse);
+        }
+    }
+
     fn neighbour(&mut self, neighbour: &Neighbour, remove: bool) {
         let Some(index) = self.indexes.get(&neighbour.interface) else { return };
         let mut message = NeighbourMessage::default();
@@ -333,6 +349,7 @@ mod tests {
                 address: "169.254.1.1".parse().expect("an address"),
                 mac: [0xee; 6],
             }],
+            rules: Vec::new(),
         }
     }
 

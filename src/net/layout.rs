@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use netlink_packet_core::Emitable;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
@@ -14,6 +15,7 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteNextHopFlags,
     RouteProtocol, RouteType,
 };
+use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use serde::{Deserialize, Serialize};
 
@@ -32,7 +34,12 @@ pub struct Layout {
     pub interfaces: Vec<Interface>,
     pub routes: Vec<Route>,
     pub neighbours: Vec<Neighbour>,
+    pub rules: Vec<Rule>,
 }
+
+/// A rule by which a routing table is chosen (ip-rule(8)), in the kernel's own form: it names interfaces, so it holds in the guest as it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule(pub Vec<u8>);
 
 /// An Ethernet interface that is up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,17 +114,32 @@ pub fn scan() -> Result<Layout, Error> {
     let links = dump("its interfaces", RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
     let addresses = dump("its addresses", RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
     let neighbours = dump("its neighbours", RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()))?;
-    let mut routes = Vec::new();
+    let (mut routes, mut rules) = (Vec::new(), Vec::new());
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
         routes.extend(dump("its routes", RouteNetlinkMessage::GetRoute(request))?);
+        let mut request = RuleMessage::default();
+        request.header.family = family;
+        rules.extend(dump("its routing rules", RouteNetlinkMessage::GetRule(request))?);
     }
-    collect(links, addresses, routes, neighbours)
+    let rules = rules.iter().filter_map(rule).collect();
+    Ok(Layout { rules, ..collect(links, addresses, routes, neighbours)? })
 }
 
 fn failed(what: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Scan { what, source }
+}
+
+/// `None` for the three that every namespace has from its start.
+fn rule(message: &RouteNetlinkMessage) -> Option<Rule> {
+    let RouteNetlinkMessage::NewRule(rule) = message else { return None };
+    if rule.attributes.contains(&RuleAttribute::Protocol(RouteProtocol::Kernel)) {
+        return None;
+    }
+    let mut bytes = vec![0; rule.buffer_len()];
+    rule.emit(&mut bytes);
+    Some(Rule(bytes))
 }
 
 /// From the kernel's answers to a layout.

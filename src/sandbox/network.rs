@@ -7,8 +7,8 @@
 //!
 //! Both halves are told by [`Network`], which is part of the state record, what is done already; so they may be repeated at any time by any process
 //! that holds the record's lock: when the sandbox starts, when a container starts, and when the namespace changes. An
-//! interface is written into the record before anything of it is made. One that has left the namespace leaves its slot and device, whose
-//! TAP is tied to nothing, to the next one that comes.
+//! interface is written into the record before anything of it is made. One that has left the namespace is taken down in the guest, and
+//! keeps its slot.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -4,11 +4,14 @@
 
 mkdir -p "$work/image"
 lay_rootfs "$work/image"
-dockerd --data-root "$work/data" --exec-root "$work/exec" --pidfile "$work/docker.pid" -H "unix://$work/docker.sock" \
+# Bridges of its own, out of the way of the host's.
+net=rtnet-docker-$$
+ip netns add "$net" && ip -n "$net" link set lo up || exit 1
+ip netns exec "$net" dockerd --data-root "$work/data" --exec-root "$work/exec" --pidfile "$work/docker.pid" -H "unix://$work/docker.sock" \
   --iptables=false --ip6tables=false --bridge=none --storage-driver vfs --exec-opt native.cgroupdriver=cgroupfs \
   --add-runtime "rt=$RT" --default-runtime rt >"$work/dockerd.log" 2>&1 &
 daemon=$!
-trap 'kill $daemon 2>/dev/null; wait $daemon 2>/dev/null' EXIT
+trap 'kill $daemon 2>/dev/null; wait $daemon 2>/dev/null; ip netns del "$net"' EXIT
 docker() { command docker -H "unix://$work/docker.sock" "$@"; }
 within 60 docker version || { tail "$work/dockerd.log"; exit 1; }
 tar -C "$work/image" -c . | docker import - bb:1 >/dev/null || exit 1
@@ -40,6 +43,15 @@ check docker::exit_code_of_stopped says 3 docker inspect -f '{{.State.ExitCode}}
 check docker::restart docker start dd
 check docker::kill docker kill dd
 check docker::rm docker rm -f dd
+docker network create --subnet 10.77.0.0/24 --gateway 10.77.0.1 one >/dev/null
+docker network create --subnet 10.78.0.0/24 --gateway 10.78.0.1 two >/dev/null
+check docker::bridge docker run --rm --network one bb:1 ping -c 2 -W 5 10.77.0.1
+connected() {
+  docker run -d --name net --network one --ip 10.77.0.9 bb:1 sleep 1000 && docker network connect --ip 10.78.0.9 two net || return
+  within 30 ip netns exec "$net" busybox ping -c 1 -W 1 10.77.0.9 && within 30 ip netns exec "$net" busybox ping -c 1 -W 1 10.78.0.9
+}
+check docker::network_connect connected
+check docker::network_rm docker rm -f net
 check docker::nothing_is_left no_processes_of "$work"
 kill $daemon; wait $daemon 2>/dev/null
 summary

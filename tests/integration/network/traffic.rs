@@ -8,7 +8,7 @@
 //! | `e` | | everything comes back |
 //! | `s` | bytes | so many are sent to the server, which answers their sum |
 //! | `r` | bytes | the server sends so many |
-//! | `c` | | a line with an address: the server calls the server there with `e`, and answers `ok` |
+//! | `c` | | a line with an address: the server calls the one there with `e` and by UDP, and answers `ok` |
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -134,7 +134,9 @@ fn answer(mut connection: TcpStream) -> std::io::Result<()> {
         b'c' => {
             let mut address = String::new();
             BufReader::new(&connection).read_line(&mut address)?;
-            Client::new(address.trim()).echo(b"from the guest");
+            let back = Client::new(address.trim());
+            back.echo(b"from the server");
+            back.datagrams(20);
             connection.write_all(b"ok")
         }
         _ => Ok(()),
