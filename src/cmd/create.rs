@@ -79,6 +79,7 @@ impl Creation {
             start: false,
             keep: true,
             trace: None,
+            shared_monitor: false,
         })
     }
 

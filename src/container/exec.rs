@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::console::Console;
 use super::record::{Status, Store};
 use super::signals::Signals;
-use super::stdio::Stdio;
+use super::stdio::{Ends, Stdio};
 use super::{Error, system, wait};
 use crate::agent::Agent;
 use crate::config::Config;
@@ -53,14 +53,15 @@ pub fn carry(
     let agent = Agent::connect(&vm.vsock, Duration::from_millis(config.agent.timeout_ms))?;
     let terminal = request.process.terminal().unwrap_or(false);
     let console = Console::open(terminal, request.console_socket.as_deref(), request.process.console_size())?;
-    let (stdio, names) = Stdio::open(&vm.vsock, terminal)?;
+    let ends = Ends::own(terminal, console.as_ref());
+    let (stdio, names) = Stdio::open(&vm.vsock, terminal, ends)?;
     let exec_id = format!("{:016x}", random::non_zero().map_err(system("make an ID"))?);
     let process = serde_json::to_vec(&request.process).expect("a process has only string keys");
     let size = console.as_ref().and_then(Console::size);
     agent.exec_process(&request.id, &exec_id, process, names, size, &request.cgroup)?;
     let watch = signals.watch_process(&agent, &request.id, &exec_id, console.clone());
     watch.map_err(system("watch signals"))?;
-    let pumps = stdio.start(console.as_ref()).map_err(system("start the standard streams"))?;
+    let pumps = stdio.start().map_err(system("start the standard streams"))?;
     if let Err(error) = up() {
         let _ = agent.signal_process(&request.id, &exec_id, libc::SIGKILL, false);
         return Err(error);

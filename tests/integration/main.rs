@@ -35,6 +35,7 @@ mod limits;
 mod list;
 mod log;
 mod mounts;
+mod pod;
 mod process;
 mod record;
 mod signals;
