@@ -2,7 +2,8 @@
 //!
 //! A container on the host is its monitor: the process that owns the sandbox, pumps the standard streams, forwards
 //! signals, and ends with the workload's exit code ([`carry`]). A foreground `rt run` is its own monitor; `rt create` starts one in a
-//! process of its own ([`start_monitor`]).
+//! process of its own ([`start_monitor`]). A shim is one process for a pod, in which a thread for each container has a [`Monitor`] and one for
+//! each other process an [`Exec`]; all other verbs are the functions here.
 
 mod console;
 mod exec;
@@ -24,14 +25,14 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use console::Console;
-pub use exec::{ExecRequest, carry as exec};
+pub use exec::{Exec, ExecRequest, carry as exec};
 pub use id::{InvalidId, generate, validate};
 pub use lifecycle::{delete, kill, list, pause, processes, resume, start, stats, update, watch_oom};
-pub use monitor::{Monitor, Streams};
+pub use monitor::Monitor;
 pub use record::{Error as StateError, Record, Status, Store};
 pub use state::StateView;
 pub use stats::Stats;
-pub use stdio::Ends;
+pub use stdio::{Ends, Streams};
 pub use task::{MonitorProcess, Task, main as monitor_main, start as start_monitor};
 
 use crate::bundle;
@@ -39,7 +40,7 @@ use crate::cgroup;
 use crate::config::{self, Config};
 use crate::hypervisor::{self, Kind};
 use crate::sandbox::{self, Timeline};
-use signals::Signals;
+pub use signals::Signals;
 
 /// Why a container did not run, or a verb failed. Each message is complete with its source chain; wording that
 /// callers search for is runc's.

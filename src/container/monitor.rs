@@ -5,7 +5,6 @@
 //! each. What it acquires is owned by a value whose end releases it.
 
 use std::os::fd::BorrowedFd;
-use std::path::Path;
 use std::time::Duration;
 
 use super::console::Console;
@@ -13,7 +12,7 @@ use super::hooks::{self, Moment};
 use super::record::{self, Record, Status, Store};
 use super::signals::{Signals, Watch};
 use super::state::StateView;
-use super::stdio::{Ends, Pumps, Stdio};
+use super::stdio::{Pumps, Stdio, Streams};
 use super::{Error, Request, pod, system, validate, wait};
 use crate::agent::{self, Agent};
 use crate::bundle::{Bundle, Role, guest_spec};
@@ -118,8 +117,7 @@ impl Monitor {
         })
     }
 
-    /// Starts a machine, or joins one, and creates the container in it. `ends` makes its standard streams, once
-    /// the machine is there; with `signals`, those that come to this process are the container's from now on.
+    /// Starts a machine, or joins one, and creates the container in it. With `signals`, those that come to this process are the container's from now on.
     ///
     /// A machine's helpers die with the *thread* that calls this.
     ///
@@ -352,15 +350,7 @@ impl Monitor {
         let process = self.bundle.spec.process().as_ref();
         let size = process.and_then(|process| process.console_size());
         let terminal = self.bundle.terminal();
-        let (console, ends) = match streams {
-            Streams::Own => {
-                let socket: Option<&Path> = self.request.console_socket.as_deref();
-                let console = Console::open(terminal, socket, size)?;
-                let ends = Ends::own(terminal, console.as_ref());
-                (console, ends)
-            }
-            Streams::Given(ends) => (None, ends),
-        };
+        let (console, ends) = streams.open(terminal, self.request.console_socket.as_deref(), size)?;
         let place = self.place.as_ref().ok_or(Error::NotRunning)?;
         let (vsock, lifeline) = match place {
             Place::Own(sandbox) => (sandbox.vm.record().vsock, 0),
@@ -381,14 +371,6 @@ impl Monitor {
             tracing::warn!("cannot write {}: {error}", self.bundle.dir.join("oom").display());
         }
     }
-}
-
-/// Where a container's standard streams lead.
-#[derive(Debug)]
-pub enum Streams {
-    /// To descriptors 0 to 2 of this process, or to the pty that the request's console socket gets the upper end of.
-    Own,
-    Given(Ends),
 }
 
 fn is_lost(error: &Error) -> bool {

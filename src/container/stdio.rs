@@ -11,11 +11,42 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
+use super::Error;
 use super::console::Console;
 use crate::agent::{self, StreamNames};
 use crate::sys::{fd, random, terminal};
 
 const BUFFER: usize = 64 << 10;
+
+/// Where a process's standard streams lead.
+#[derive(Debug)]
+pub enum Streams {
+    /// To descriptors 0 to 2 of this process, or to the pty that a console socket gets the upper end of.
+    Own,
+    Given(Ends),
+}
+
+impl Streams {
+    /// The host's ends, and the console of a terminal that this process holds.
+    ///
+    /// # Errors
+    /// As [`Console::open`].
+    pub fn open(
+        self,
+        terminal: bool,
+        socket: Option<&Path>,
+        size: Option<oci_spec::runtime::Box>,
+    ) -> Result<(Option<Console>, Ends), Error> {
+        match self {
+            Self::Own => {
+                let console = Console::open(terminal, socket, size)?;
+                let ends = Ends::own(terminal, console.as_ref());
+                Ok((console, ends))
+            }
+            Self::Given(ends) => Ok((None, ends)),
+        }
+    }
+}
 
 /// The host's ends of a process's standard input, output and error; with a terminal the first two carry it.
 #[derive(Debug, Clone, Default)]
@@ -30,7 +61,7 @@ enum End {
 
 impl Ends {
     /// This process's own streams, or the pty of its console.
-    pub fn own(terminal: bool, console: Option<&Console>) -> Self {
+    fn own(terminal: bool, console: Option<&Console>) -> Self {
         match (terminal, console.and_then(Console::pty)) {
             (true, Some(pty)) => Self([Some(End::File(Arc::clone(&pty))), Some(End::File(pty)), None]),
             (true, None) => Self([Some(End::Own(0)), Some(End::Own(1)), None]),
