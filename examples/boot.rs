@@ -112,7 +112,7 @@ fn run(request: &Request) -> anyhow::Result<(Ending, Vec<(String, f64)>)> {
     let entry = Entry { name: "share".into(), source: request.share.clone(), readonly: false };
     let (server, share) = fsd::socket()?;
     let mut fsd = fsd::launch(
-        &FsdSpec { id: "boot".to_owned(), entries: vec![entry], cache: Cache::default() },
+        &FsdSpec { id: "boot".to_owned(), entries: vec![entry], cache: Cache::default(), grows: false },
         server,
     )?;
     let deadline = Instant::now() + request.timeout;

@@ -226,8 +226,12 @@ fn serve(entries: &[(&str, &Path, bool)]) -> Result<(Fsd, OwnedFd), fsd::Error> 
         source: source.to_path_buf(),
         readonly: *readonly,
     };
-    let spec =
-        FsdSpec { id: "test".into(), entries: entries.iter().map(entry).collect(), cache: Cache::default() };
+    let spec = FsdSpec {
+        id: "test".into(),
+        entries: entries.iter().map(entry).collect(),
+        cache: Cache::default(),
+        grows: false,
+    };
     let (socket, client) = fsd::socket()?;
     let mut server = fsd::launch(&spec, socket)?;
     server.ready(Instant::now() + Duration::from_secs(20))?;
@@ -279,7 +283,8 @@ fn a_file_server_answers() {
     let entries = vec![Entry { name: "a".into(), source: "/etc".into(), readonly: true }];
     let start = Instant::now();
     let _server =
-        fsd::launch(&FsdSpec { id: "test".into(), entries, cache: Cache::default() }, socket).unwrap();
+        fsd::launch(&FsdSpec { id: "test".into(), entries, cache: Cache::default(), grows: false }, socket)
+            .unwrap();
     let frontend = vhost::vhost_user::Frontend::from_stream(client.into(), 2);
     let features = frontend.get_features().unwrap();
     println!("jail: a file server answered after {:?}", start.elapsed());
