@@ -3,6 +3,7 @@
 # make build    rt and a guest for it, in target/release
 # make kernel   the tuned guest kernel (about 14 minutes of processor time, once a machine)
 # make test-callers    conmon, podman, containerd and docker, with rt as their runtime
+# make dist     one file, target/dist/rt, with kernel and initramfs inside, for any x86-64 Linux
 # make bench    what a start costs and where the time goes, with runc and crun beside it, here and in the KVM machine
 # make clean    removes target; what was made once a machine stays in ~/.cache/rt
 #
@@ -11,7 +12,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: run test build rt agent guest kernel quick-guest tuned-guest bundle lint unit-test integration integration-test test-callers bench clean
+.PHONY: run test build rt agent guest kernel quick-guest tuned-guest bundle lint unit-test integration integration-test test-callers dist bench clean
 .NOTPARALLEL:
 
 triple := x86_64-unknown-linux-gnu
@@ -22,6 +23,7 @@ guest := $(release)/guest
 cache := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rt
 
 build_packages := gcc libc6-dev libseccomp-dev libcap-ng-dev
+dist_packages := binutils zstd
 guest_packages := binutils xz-utils zstd cpio
 run_packages := qemu-system-x86 busybox-static
 kernel_packages := gcc libc6-dev make flex bison bc perl libelf-dev libssl-dev binutils xz-utils cpio
@@ -106,6 +108,13 @@ test-callers: rt guest
 bench: integration
 	$(call need,$(bench_packages))
 	@tests/integration/all.sh bench
+
+# What lies in target/release/guest is packed, and the tuned kernel made if it is not there.
+dist: rt tuned-guest
+	$(call need,$(dist_packages))
+	@mkdir -p target/dist
+	packaging/dist.sh $(release)/rt $(guest)/tuned target/dist/rt
+	@ls -l target/dist/rt
 
 clean:
 	rm -rf target

@@ -3,7 +3,9 @@
 //! The file is `/etc/rt/config.toml` or what `RT_CONFIG` names; a missing default file means the defaults. An
 //! unknown key is an error with its line: a setting is never ignored in silence.
 
+mod cache;
 mod guest;
+mod packed;
 
 use std::path::{Path, PathBuf};
 
@@ -118,6 +120,8 @@ pub enum Error {
         "hypervisor.kernel and hypervisor.initramfs belong together, but only {0} is set; set the other too"
     )]
     HalfGuest(&'static str),
+    #[error(transparent)]
+    Packed(#[from] cache::Error),
 }
 
 impl Config {
