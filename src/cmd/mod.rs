@@ -15,6 +15,7 @@ mod run;
 mod spec;
 mod start;
 mod state;
+mod trace;
 mod update;
 mod usage;
 
@@ -123,6 +124,7 @@ enum Verb {
     Spec(spec::Arguments),
     Start(start::Arguments),
     State(state::Arguments),
+    Trace(trace::Arguments),
     Update(Box<update::Arguments>),
 }
 
@@ -135,6 +137,7 @@ impl Verb {
             Self::Spec(arguments) => arguments.run(),
             Self::List(arguments) => arguments.run(global),
             Self::State(arguments) => arguments.run(global),
+            Self::Trace(arguments) => arguments.run(global),
             other => other.run_configured(global, &Config::load()?, timeline),
         }
     }
@@ -157,7 +160,8 @@ impl Verb {
             | Self::Features(_)
             | Self::List(_)
             | Self::Spec(_)
-            | Self::State(_) => self.run(global, timeline),
+            | Self::State(_)
+            | Self::Trace(_) => self.run(global, timeline),
         }
     }
 

@@ -35,7 +35,7 @@ use crate::bundle::{self, Bundle};
 use crate::cgroup;
 use crate::config::{self, Config};
 use crate::hypervisor::{self, Kind};
-use crate::sandbox::{self, Timeline};
+use crate::sandbox::{self, Timeline, TraceForm};
 use crate::sys::pidfd::ProcessId;
 use monitor::Monitor;
 use signals::Signals;
@@ -133,7 +133,7 @@ pub struct Request {
     pub start: bool,
     /// The container's state stays when it has ended, until it is deleted.
     pub keep: bool,
-    /// Where to write the timeline as JSON.
+    /// Where to write the timeline, in the form that the file's name says.
     pub trace: Option<PathBuf>,
 }
 
@@ -176,9 +176,10 @@ pub fn carry(
     let code = result?;
     removed?;
     if let Some(trace) = &request.trace {
-        std::fs::write(trace, monitor.timeline.to_json()).map_err(system("write the trace file"))?;
+        let text = monitor.timeline.show(TraceForm::of(trace), &request.id);
+        std::fs::write(trace, text).map_err(system("write the trace file"))?;
     }
-    tracing::debug!(timeline = monitor.timeline.to_json(), "done");
+    tracing::debug!(timeline = ?monitor.timeline.marks(), "done");
     Ok(code)
 }
 

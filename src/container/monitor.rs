@@ -62,6 +62,9 @@ impl Monitor<'_> {
         if self.request.start {
             self.start(&sandbox)?;
         }
+        if let Err(error) = self.timeline.save(&self.store.path(&self.request.id)) {
+            tracing::debug!("the timeline is not kept: {error}");
+        }
         up()?;
         self.is_up = true;
         self.finish(sandbox, pumps)

@@ -6,6 +6,7 @@
 
 mod size;
 mod timeline;
+mod trace;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 pub use size::Size;
 pub use timeline::Timeline;
+pub use trace::Form as TraceForm;
 
 use crate::agent::{self, Agent};
 use crate::config::{Config, Guest};
