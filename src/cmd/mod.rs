@@ -6,6 +6,7 @@ mod delete;
 mod events;
 mod exec;
 mod features;
+mod gc;
 mod kill;
 mod list;
 mod pause;
@@ -114,6 +115,7 @@ enum Verb {
     Events(events::Arguments),
     Exec(Box<exec::Arguments>),
     Features(features::Arguments),
+    Gc(gc::Arguments),
     Kill(kill::Arguments),
     List(list::Arguments),
     Pause(pause::Arguments),
@@ -148,6 +150,7 @@ impl Verb {
             Self::Delete(arguments) => arguments.run(global, config),
             Self::Events(arguments) => arguments.run(global, config),
             Self::Exec(arguments) => arguments.run(global, config),
+            Self::Gc(arguments) => arguments.run(global, config),
             Self::Kill(arguments) => arguments.run(global, config),
             Self::Pause(arguments) => arguments.run(global, config),
             Self::Ps(arguments) => arguments.run(global, config),

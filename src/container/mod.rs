@@ -6,6 +6,7 @@
 
 mod console;
 mod exec;
+pub mod gc;
 mod hooks;
 mod id;
 mod lifecycle;

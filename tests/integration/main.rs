@@ -29,6 +29,7 @@ mod exit_code;
 mod features;
 mod file_system;
 mod fixtures;
+mod gc;
 mod id;
 mod isolation;
 mod kill;
