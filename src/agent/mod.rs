@@ -10,11 +10,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-pub use rt_proto::messages::ProcessInfo;
 use rt_proto::messages::{
     ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, HelloRequest, ProcessRequest,
-    ResizeTerminalRequest, SignalProcessRequest, UpdateContainerRequest, WatchOomRequest,
+    ReadLogRequest, ResizeTerminalRequest, SignalProcessRequest, UpdateContainerRequest, WatchOomRequest,
 };
+pub use rt_proto::messages::{LogRecord, ProcessInfo};
 use rt_proto::service::AgentClient;
 use rt_proto::{AGENT_PORT, Beacon, PROTOCOL_VERSION, STREAM_PORT};
 
@@ -322,6 +322,19 @@ impl Agent {
             .watch_oom(ttrpc::context::Context::default(), &request)
             .map_err(|error| failed("WatchOom", Duration::ZERO, error))?;
         Ok(OomWatch { kills: reply.oom_kills, ended: reply.ended })
+    }
+
+    /// Records of the guest's log, the kernel's and the agent's own, from this sequence number on; their text is printable.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn read_log(&self, from: u64) -> Result<Vec<LogRecord>, Error> {
+        let request = ReadLogRequest { from, ..Default::default() };
+        let mut records = self.call("ReadLog", |context| self.client.read_log(context, &request))?.records;
+        for record in &mut records {
+            record.text = printable(&record.text, 4096);
+        }
+        Ok(records)
     }
 
     /// Writes dirty data of the share back, so that the VM may be killed.

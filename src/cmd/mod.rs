@@ -9,6 +9,7 @@ mod features;
 mod gc;
 mod kill;
 mod list;
+mod logs;
 mod pause;
 mod ps;
 mod resume;
@@ -118,6 +119,7 @@ enum Verb {
     Gc(gc::Arguments),
     Kill(kill::Arguments),
     List(list::Arguments),
+    Logs(logs::Arguments),
     Pause(pause::Arguments),
     Ps(ps::Arguments),
     Restore(checkpoint::Restore),
@@ -152,6 +154,7 @@ impl Verb {
             Self::Exec(arguments) => arguments.run(global, config),
             Self::Gc(arguments) => arguments.run(global, config),
             Self::Kill(arguments) => arguments.run(global, config),
+            Self::Logs(arguments) => arguments.run(global, config),
             Self::Pause(arguments) => arguments.run(global, config),
             Self::Ps(arguments) => arguments.run(global, config),
             Self::Resume(arguments) => arguments.run(global, config),

@@ -26,7 +26,9 @@ use serde::{Deserialize, Serialize};
 pub use console::Console;
 pub use exec::{ExecRequest, carry as exec};
 pub use id::{InvalidId, generate, validate};
-pub use lifecycle::{delete, kill, list, pause, processes, resume, start, stats, update, watch_oom};
+pub use lifecycle::{
+    console, delete, is_live, kill, list, log, pause, processes, resume, start, stats, update, watch_oom,
+};
 pub use record::{Error as StateError, Record, Status, Store};
 pub use state::StateView;
 pub use stats::Stats;

@@ -36,6 +36,7 @@ mod kill;
 mod limits;
 mod list;
 mod log;
+mod logs;
 mod mounts;
 mod process;
 mod record;
