@@ -10,6 +10,7 @@ mod gc;
 mod kill;
 mod list;
 mod logs;
+mod metrics;
 mod pause;
 mod ps;
 mod resume;
@@ -17,6 +18,7 @@ mod run;
 mod spec;
 mod start;
 mod state;
+mod stats;
 mod trace;
 mod update;
 mod usage;
@@ -120,6 +122,7 @@ enum Verb {
     Kill(kill::Arguments),
     List(list::Arguments),
     Logs(logs::Arguments),
+    Metrics(metrics::Arguments),
     Pause(pause::Arguments),
     Ps(ps::Arguments),
     Restore(checkpoint::Restore),
@@ -128,6 +131,7 @@ enum Verb {
     Spec(spec::Arguments),
     Start(start::Arguments),
     State(state::Arguments),
+    Stats(stats::Arguments),
     Trace(trace::Arguments),
     Update(Box<update::Arguments>),
 }
@@ -155,6 +159,8 @@ impl Verb {
             Self::Gc(arguments) => arguments.run(global, config),
             Self::Kill(arguments) => arguments.run(global, config),
             Self::Logs(arguments) => arguments.run(global, config),
+            Self::Metrics(arguments) => arguments.run(global, config),
+            Self::Stats(arguments) => arguments.run(global, config),
             Self::Pause(arguments) => arguments.run(global, config),
             Self::Ps(arguments) => arguments.run(global, config),
             Self::Resume(arguments) => arguments.run(global, config),

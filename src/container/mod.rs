@@ -17,6 +17,7 @@ mod state;
 mod stats;
 mod stdio;
 mod task;
+mod usage;
 mod wait;
 
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ pub use record::{Error as StateError, Record, Status, Store};
 pub use state::StateView;
 pub use stats::Stats;
 pub use task::{MonitorProcess, Task, main as monitor_main, start as start_monitor};
+pub use usage::{Guest as GuestUsage, Host as HostUsage, Usage, usage};
 
 use crate::bundle::{self, Bundle};
 use crate::cgroup;

@@ -44,6 +44,7 @@ mod signals;
 mod spec;
 mod start;
 mod state;
+mod stats;
 mod streams;
 mod terminal;
 mod usage;
