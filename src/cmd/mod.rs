@@ -11,6 +11,8 @@ mod kill;
 mod list;
 mod logs;
 mod metrics;
+#[cfg(test)]
+mod pages;
 mod pause;
 mod ps;
 mod resume;
