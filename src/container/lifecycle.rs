@@ -17,8 +17,9 @@ use super::record::{self, Record, State, Status, Store};
 use super::state::StateView;
 use super::stats::Stats;
 use super::{Error, pod};
-use crate::agent::{Agent, OomWatch, ProcessInfo};
+use crate::agent::{Agent, LogRecord, OomWatch, ProcessInfo};
 use crate::config::Config;
+use crate::hypervisor;
 use crate::sys::pidfd::{self, ProcessId};
 
 /// How long a container that is deleted by force may take to end in order, so that its files are written back.
@@ -273,6 +274,31 @@ pub fn stats(store: &Store, config: &Config, id: &str) -> Result<Stats, Error> {
 /// [`Error::NotRunning`] when it has stopped; else what the agent says.
 pub fn watch_oom(store: &Store, config: &Config, id: &str, seen: u64) -> Result<OomWatch, Error> {
     Ok(live(store, config, id)?.watch_oom(id, seen)?)
+}
+
+/// Records of the guest's log from this sequence number on.
+///
+/// # Errors
+/// [`Error::NotRunning`] when it has stopped; else what the agent says.
+pub fn log(store: &Store, config: &Config, id: &str, from: u64) -> Result<Vec<LogRecord>, Error> {
+    Ok(live(store, config, id)?.read_log(from)?)
+}
+
+/// Whether the container has a guest that could answer.
+///
+/// # Errors
+/// Its record cannot be read.
+pub fn is_live(store: &Store, id: &str) -> Result<bool, Error> {
+    Ok(!matches!(store.read(id)?.status(), Status::Stopped | Status::Creating))
+}
+
+/// What is kept of the guest's console, which outlives the guest.
+///
+/// # Errors
+/// There is no such container, or the console cannot be read.
+pub fn console(store: &Store, id: &str) -> Result<String, Error> {
+    store.read(id)?;
+    hypervisor::console(&store.path(id)).map_err(super::system("read the guest's console"))
 }
 
 fn live(store: &Store, config: &Config, id: &str) -> Result<Agent, Error> {

@@ -156,6 +156,9 @@ impl Monitor {
 
     /// Whoever asked for the container knows of it: its record stays until it is deleted, where the request says so.
     pub fn is_known(&mut self) {
+        if let Err(error) = self.timeline.save(&self.store.path(&self.request.id)) {
+            tracing::debug!("the timeline is not kept: {error}");
+        }
         self.is_up = true;
     }
 

@@ -10,6 +10,7 @@ use std::fs::{DirBuilder, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
@@ -253,6 +254,24 @@ impl Store {
         let uid = std::fs::metadata(self.path(id))?.uid();
         let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
         Ok(user.map_or_else(|| format!("#{uid}"), |user| user.name))
+    }
+
+    /// State directories that have not got their ID yet: path, the PID of the maker, age.
+    ///
+    /// # Errors
+    /// [`Error::System`]; a root that does not exist holds none.
+    pub fn drafts(&self) -> Result<Vec<(PathBuf, i32, Duration)>, Error> {
+        let failed = |source| Error::System { what: "list", path: self.root.clone(), source };
+        let entries = match std::fs::read_dir(&self.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(failed)?,
+        };
+        let draft = |entry: std::fs::DirEntry| {
+            let pid = entry.file_name().to_str()?.strip_prefix('~')?.parse().ok()?;
+            let made = entry.metadata().ok()?.modified().ok()?;
+            Some((entry.path(), pid, made.elapsed().unwrap_or_default()))
+        };
+        Ok(entries.flatten().filter_map(draft).collect())
     }
 
     /// The IDs of all containers, sorted.

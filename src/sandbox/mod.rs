@@ -7,6 +7,7 @@
 mod joined;
 mod size;
 mod timeline;
+mod trace;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 pub use joined::{Joined, join};
 pub use size::Size;
 pub use timeline::Timeline;
+pub use trace::Form as TraceForm;
 
 use crate::agent::{self, Agent};
 use crate::config::{AgentLog, Config, Guest};
