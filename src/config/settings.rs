@@ -119,8 +119,7 @@ pub const SETTINGS: &[Setting] = &[
         key: "agent.log_level",
         form: Form::Word(&["warning", "debug"]),
         open: None,
-        text: "What the agent writes to the guest's console. To see the records of the level debug, set `hypervisor.console` \
-               too.",
+        text: "What the agent writes to the guest's console; `debug` shows the whole of it, as `hypervisor.console` does.",
     },
     Setting {
         key: "share.cache",
