@@ -205,11 +205,14 @@ pub fn update(store: &Store, config: &Config, id: &str, resources: &LinuxResourc
     Ok(live(store, config, id)?.update_container(id, text)?)
 }
 
-/// The container's processes, as the guest tells them.
+/// The container's processes, as the guest tells them; none of one that has stopped.
 ///
 /// # Errors
-/// [`Error::NotRunning`] when it has stopped; else what the agent says.
+/// [`Error::NotRunning`] while it is made; else what the agent says.
 pub fn processes(store: &Store, config: &Config, id: &str) -> Result<Vec<ProcessInfo>, Error> {
+    if store.read(id)?.status() == Status::Stopped {
+        return Ok(Vec::new());
+    }
     Ok(live(store, config, id)?.list_processes(id)?)
 }
 

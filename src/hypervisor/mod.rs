@@ -98,6 +98,9 @@ pub trait Vm {
     /// [`Error::Deadline`] when `deadline` passes first.
     fn accept(&mut self, deadline: Instant) -> Result<OwnedFd, Error>;
 
+    /// Kills the VMM process and does not wait for its end.
+    fn kill(&self);
+
     /// Kills the VMM process if it still runs, reaps it, removes what the backend laid into `state_dir`, and tells how it ended. Idempotent.
     fn end(&mut self) -> Ending;
 }

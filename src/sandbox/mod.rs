@@ -207,6 +207,9 @@ impl Sandbox {
             tracing::warn!("the guest did not write its files back: {error}");
         }
         timeline.mark("agent.shutdown");
+        // Both at once: the kernel takes its time to undo a VM.
+        self.vm.kill();
+        self.fsd.kill();
         let ending = self.vm.end();
         self.fsd.end();
         timeline.extend(ending.timeline);

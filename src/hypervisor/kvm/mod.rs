@@ -103,6 +103,10 @@ impl Vm for KvmVm {
         }
     }
 
+    fn kill(&self) {
+        self.process.kill();
+    }
+
     fn end(&mut self) -> Ending {
         let ending = self.process.end();
         let _ = std::fs::remove_file(&self.vsock);

@@ -120,6 +120,10 @@ impl Vm for QemuVm {
         }
     }
 
+    fn kill(&self) {
+        self.qemu.kill();
+    }
+
     fn end(&mut self) -> Ending {
         let ending = self.qemu.end();
         self.vsockd = None;
