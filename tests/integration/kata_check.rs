@@ -97,3 +97,17 @@ fn the_environment_is_told_as_toml_and_json() {
     assert!(json["Kernel"]["Path"].as_str().unwrap().ends_with("vmlinux"), "{ended}");
     assert!(json["Host"]["Memory"]["Total"].as_u64().unwrap() > 100_000, "{ended}");
 }
+
+/// Which engines this node has is its own affair; that what is wrong decides the exit code is not.
+#[test]
+fn doctor_looks_at_this_node() {
+    let bundle = Bundle::new();
+    let ended = bundle.rt(&["doctor", "--format", "json"]);
+    let notes: Vec<Value> = serde_json::from_slice(&ended.stdout).unwrap();
+    let is_wrong = notes.iter().any(|note| note["level"] == "error");
+    ended.code(is_wrong.into()).stderr("");
+    assert_eq!(
+        bundle.rt(&["doctor"]).text().lines().filter(|line| !line.contains(" mend: ")).count(),
+        notes.len()
+    );
+}
