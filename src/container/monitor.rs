@@ -222,17 +222,20 @@ impl Monitor {
         self.place = None;
         let timeout = Duration::from_millis(self.config.agent.timeout_ms);
         let keep = self.is_up && self.request.keep;
-        match pod::leave(&self.store, &self.request.id, timeout) {
-            // Deleted by force meanwhile.
-            Err(Error::State(record::Error::Missing(_))) if keep => return Ok(()),
-            other => other?,
-        }
+        let left = pod::leave(&self.store, &self.request.id, timeout);
         if keep {
+            match left {
+                Ok(()) | Err(Error::State(record::Error::Missing(_))) => {}
+                // The deletion will try again; the exit code is worth more than this.
+                Err(error) => tracing::warn!("{}", log::chain(&error)),
+            }
             return match self.store.change(&self.request.id, |record| record.status = Status::Stopped) {
+                // Deleted by force meanwhile.
                 Err(record::Error::Missing(_)) => Ok(()),
                 other => Ok(other.map(drop)?),
             };
         }
+        left?;
         let state = self.store.lock(&self.request.id)?;
         if let Some(member) = self.member.take() {
             member.leave();
