@@ -38,7 +38,7 @@ pub use task::{MonitorProcess, Task, main as monitor_main, start as start_monito
 use crate::bundle;
 use crate::cgroup;
 use crate::config::{self, Config};
-use crate::hypervisor::{self, Kind};
+use crate::hypervisor;
 use crate::sandbox::{self, Timeline};
 pub use signals::Signals;
 
@@ -135,8 +135,6 @@ pub struct Request {
     pub bundle: PathBuf,
     /// The directory of all state directories.
     pub root: PathBuf,
-    /// From a flag; overrides the configuration.
-    pub hypervisor: Option<Kind>,
     /// linux.cgroupsPath has systemd's form.
     pub systemd_cgroup: bool,
     /// Goes on without the host's cgroups where they are not allowed.

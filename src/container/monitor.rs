@@ -83,6 +83,7 @@ impl Monitor {
     pub fn reserve(request: &Request, config: &Config, timeline: Timeline) -> Result<Self, Error> {
         validate(&request.id)?;
         let bundle = Bundle::load(&request.bundle)?;
+        let config = config.annotated(bundle.spec.annotations().as_ref())?;
         let role = bundle.role()?;
         let store = Store::new(request.root.clone());
         let mut record = Record::new(&request.id, &bundle);
@@ -103,7 +104,7 @@ impl Monitor {
         store.create(&record)?;
         Ok(Self {
             request: request.clone(),
-            config: config.clone(),
+            config,
             bundle,
             role,
             store,
@@ -276,6 +277,13 @@ impl Monitor {
         self.enter_cgroup(0, self.bundle.resources().cloned().as_ref())?;
         let membership = pod::join(&self.store, &self.request.id, &self.bundle, sandbox)?;
         self.record = membership.record;
+        if let Some(lack) = membership.size.and_then(|size| size.lacks(self.bundle.resources())) {
+            tracing::warn!(
+                "container {} may use more than the virtual machine of its pod has, which does not grow yet: {lack}; let the \
+                 sandbox's annotations tell the pod's limits, or raise hypervisor.memory_mib and vcpus",
+                self.request.id
+            );
+        }
         self.timeline.mark("rt.joined");
         self.run_hooks()?;
         let timeout = Duration::from_millis(self.config.agent.timeout_ms);
@@ -286,7 +294,7 @@ impl Monitor {
     }
 
     fn launch(&mut self, share: share::Plan) -> Result<Booting, Error> {
-        let guest = Guest::find(&self.config.hypervisor)?;
+        let guest = Guest::find(&self.config)?;
         let state_dir = self.store.path(&self.request.id);
         let is_sandbox = self.role == Role::Sandbox;
         // A pause container's own limits say nothing of its pod.
@@ -300,11 +308,15 @@ impl Monitor {
             tracing::info!("the pod has {} vCPUs and {} MiB, by {from}", size.vcpus, size.memory_mib);
         }
         self.enter_cgroup(size.memory_mib, resources.as_ref())?;
-        let spec = FsdSpec { id: self.request.id.clone(), entries: share.new, grows: is_sandbox };
+        let spec = FsdSpec {
+            id: self.request.id.clone(),
+            entries: share.new,
+            grows: is_sandbox,
+            cache: self.config.share.cache,
+        };
         let plan = Plan::new(&self.request.id, &state_dir, &self.config, &guest, size, spec);
         self.timeline.mark("rt.planned");
-        let wanted = self.request.hypervisor.or(self.config.hypervisor.kind);
-        let (hypervisor, warning) = select::select(wanted, &self.config.hypervisor)?;
+        let (hypervisor, warning) = select::select(&self.config.hypervisor)?;
         if let Some(warning) = warning {
             tracing::warn!("{warning}");
         }
@@ -314,6 +326,7 @@ impl Monitor {
             record.vm = Some(booting.vm().record());
             record.fsd = ProcessId::of(booting.fsd().pid());
             record.share = share.used;
+            record.size = Some(size);
         })?;
         Ok(booting)
     }

@@ -14,6 +14,7 @@ use crate::agent::Agent;
 use crate::bundle::{Bundle, GuestNamespaces};
 use crate::fsd;
 use crate::hypervisor::VmRecord;
+use crate::sandbox::Size;
 use crate::share::{self, Used};
 use crate::sys::random;
 
@@ -22,6 +23,8 @@ pub struct Membership {
     pub vm: VmRecord,
     pub share: share::Plan,
     pub namespaces: GuestNamespaces,
+    /// Of the machine.
+    pub size: Option<Size>,
     /// As it is on disk now.
     pub record: Record,
 }
@@ -61,7 +64,8 @@ pub fn join(store: &Store, id: &str, bundle: &Bundle, sandbox: &str) -> Result<M
         record.share = share.used.clone();
     })?;
     fsd::attach(fsd, &share.new).map_err(crate::sandbox::Error::from)?;
-    Ok(Membership { vm, share, namespaces: GuestNamespaces { sandbox: name(), containers }, record })
+    let namespaces = GuestNamespaces { sandbox: name(), containers };
+    Ok(Membership { vm, share, namespaces, size: host.size, record })
 }
 
 /// Takes what is left of a container out of its sandbox. A sandbox that has ended has taken all with it. Idempotent.

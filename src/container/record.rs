@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bundle::Bundle;
 use crate::hypervisor::VmRecord;
+use crate::sandbox::Size;
 use crate::share::Used;
 use crate::sys::pidfd::ProcessId;
 
@@ -96,6 +97,9 @@ pub struct Record {
     pub monitor: Option<ProcessId>,
     pub vm: Option<VmRecord>,
     pub fsd: Option<ProcessId>,
+    /// Of the machine that it has started.
+    #[serde(default)]
+    pub size: Option<Size>,
     /// The host's cgroups, to be removed.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
@@ -127,6 +131,7 @@ impl Record {
             monitor: None,
             vm: None,
             fsd: None,
+            size: None,
             cgroups: Vec::new(),
             sandbox: None,
             share: Vec::new(),
@@ -366,6 +371,7 @@ mod tests {
             monitor: ProcessId::of(std::process::id() as i32),
             vm: None,
             fsd: None,
+            size: None,
             cgroups: Vec::new(),
             sandbox: None,
             share: Vec::new(),

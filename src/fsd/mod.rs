@@ -17,6 +17,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Cache;
 use crate::jail::Bind;
 
 pub use join::{attach, detach};
@@ -49,4 +50,6 @@ pub struct FsdSpec {
     pub entries: Vec<Entry>,
     /// Entries are going to join, from whatever file systems.
     pub grows: bool,
+    /// What the guest may keep of them.
+    pub cache: Cache,
 }
