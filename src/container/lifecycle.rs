@@ -187,7 +187,7 @@ fn end_members(store: &Store, sandbox: &Record) -> Result<(), Error> {
         return Ok(());
     }
     let deadline = Instant::now() + GRACE;
-    for member in pod::members(store, &sandbox.id)?.iter().filter(|member| !member.shared_monitor) {
+    for member in pod::members(store, sandbox)?.iter().filter(|member| !member.shared_monitor) {
         let Some(monitor) = member.monitor else { continue };
         if let Some(handle) = monitor.open().map_err(super::system("open a process"))? {
             ends_by(&handle, deadline)?;
