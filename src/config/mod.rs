@@ -137,7 +137,11 @@ impl Config {
         }
     }
 
-    fn read(path: &Path) -> Result<Self, Error> {
+    /// Reads one file.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn read(path: &Path) -> Result<Self, Error> {
         let text =
             std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
         Self::parse(path, &text)

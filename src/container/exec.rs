@@ -23,6 +23,8 @@ use crate::sys::random;
 pub struct ExecRequest {
     /// The container's ID.
     pub id: String,
+    /// The process's name towards the agent, see [`exec_id`].
+    pub exec_id: String,
     /// The directory of all state directories.
     pub root: PathBuf,
     /// Complete: what is absent is not taken from the container.
@@ -31,6 +33,14 @@ pub struct ExecRequest {
     /// A cgroup below the container's.
     pub cgroup: String,
     pub ignore_paused: bool,
+}
+
+/// A name for a process that no other of its container has.
+///
+/// # Errors
+/// [`Error::System`]: no random numbers are to be had.
+pub fn exec_id() -> Result<String, Error> {
+    Ok(format!("{:016x}", random::non_zero().map_err(system("make an ID"))?))
 }
 
 /// Runs the process, calls `up` once it has been executed, and gives its exit code.
@@ -54,19 +64,19 @@ pub fn carry(
     let terminal = request.process.terminal().unwrap_or(false);
     let console = Console::open(terminal, request.console_socket.as_deref(), request.process.console_size())?;
     let (stdio, names) = Stdio::open(&vm.vsock, terminal)?;
-    let exec_id = format!("{:016x}", random::non_zero().map_err(system("make an ID"))?);
+    let ExecRequest { exec_id, .. } = request;
     let process = serde_json::to_vec(&request.process).expect("a process has only string keys");
     let size = console.as_ref().and_then(Console::size);
-    agent.exec_process(&request.id, &exec_id, process, names, size, &request.cgroup)?;
-    let watch = signals.watch_process(&agent, &request.id, &exec_id, console.clone());
+    agent.exec_process(&request.id, exec_id, process, names, size, &request.cgroup)?;
+    let watch = signals.watch_process(&agent, &request.id, exec_id, console.clone());
     watch.map_err(system("watch signals"))?;
     let pumps = stdio.start(console.as_ref()).map_err(system("start the standard streams"))?;
     if let Err(error) = up() {
-        let _ = agent.signal_process(&request.id, &exec_id, libc::SIGKILL, false);
+        let _ = agent.signal_process(&request.id, exec_id, libc::SIGKILL, false);
         return Err(error);
     }
     // The sandbox's end closes the connection, which ends the wait.
-    let exit = wait::for_exit(&agent, &request.id, &exec_id, &[])?;
+    let exit = wait::for_exit(&agent, &request.id, exec_id, &[])?;
     pumps.finish();
     Ok(exit.code)
 }

@@ -4,6 +4,7 @@
 //! hold the record's lock from the check to the change. Looking needs neither lock nor agent, and deleting needs
 //! no agent: they work when the VM is dead.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -77,6 +78,14 @@ pub fn kill(store: &Store, config: &Config, id: &str, signal: i32, all: bool) ->
         }
         other => other,
     }
+}
+
+/// Sends a signal to another process of the container, by the name that its [`super::ExecRequest`] gave it.
+///
+/// # Errors
+/// [`Error::NotRunning`] when the container has stopped; else what the agent says.
+pub fn kill_exec(store: &Store, config: &Config, id: &str, exec_id: &str, signal: i32) -> Result<(), Error> {
+    Ok(live(store, config, id)?.signal_process(id, exec_id, signal, false)?)
 }
 
 fn is_gone(error: &Error) -> bool {
@@ -217,7 +226,15 @@ pub fn processes(store: &Store, config: &Config, id: &str) -> Result<Vec<Process
 /// # Errors
 /// [`Error::NotRunning`] when it has stopped; else what the agent says.
 pub fn stats(store: &Store, config: &Config, id: &str) -> Result<Stats, Error> {
-    Ok(Stats::from_cgroup(&live(store, config, id)?.container_stats(id)?))
+    Ok(Stats::from_cgroup(&cgroup_files(store, config, id)?))
+}
+
+/// The files of the container's cgroup v2 by name, as the guest has them.
+///
+/// # Errors
+/// As [`stats`].
+pub fn cgroup_files(store: &Store, config: &Config, id: &str) -> Result<HashMap<String, String>, Error> {
+    Ok(live(store, config, id)?.container_stats(id)?)
 }
 
 /// Waits for news of the guest's out-of-memory killer; `seen` is what was known before.

@@ -13,7 +13,7 @@ mod monitor;
 mod record;
 mod signals;
 mod state;
-mod stats;
+pub(crate) mod stats;
 mod stdio;
 mod task;
 mod wait;
@@ -23,13 +23,17 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use console::Console;
-pub use exec::{ExecRequest, carry as exec};
+pub use exec::{ExecRequest, carry as exec, exec_id};
 pub use id::{InvalidId, generate, validate};
-pub use lifecycle::{delete, kill, list, pause, processes, resume, start, stats, update, watch_oom};
+pub use lifecycle::{
+    cgroup_files, delete, kill, kill_exec, list, pause, processes, resume, start, stats, update, watch_oom,
+};
 pub use record::{Error as StateError, Record, Status, Store};
 pub use state::StateView;
 pub use stats::Stats;
-pub use task::{MonitorProcess, Task, main as monitor_main, start as start_monitor};
+pub use task::{
+    MonitorProcess, Task, main as monitor_main, start as start_monitor, start_with as start_monitor_with,
+};
 
 use crate::bundle::{self, Bundle};
 use crate::cgroup;
