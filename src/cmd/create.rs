@@ -72,7 +72,6 @@ impl Creation {
             id: id.into(),
             bundle: std::path::absolute(&self.bundle)?,
             root: global.root(),
-            hypervisor: global.hypervisor(),
             systemd_cgroup: global.systemd_cgroup,
             rootless: global.rootless(),
             console_socket: self.console_socket.as_deref().map(std::path::absolute).transpose()?,

@@ -133,7 +133,8 @@ pub fn delete(store: &Store, config: &Config, id: &str, force: bool) -> Result<(
 
 /// Ends a container's process with SIGKILL and gives its monitor time to end the sandbox in order.
 fn end(record: &Record, config: &Config) -> Result<(), Error> {
-    let quick = Config { agent: crate::config::Agent { timeout_ms: 2000 }, ..config.clone() };
+    let mut quick = config.clone();
+    quick.agent.timeout_ms = 2000;
     let killed = agent(record, &quick)
         .and_then(|agent| Ok(agent.signal_process(&record.id, "", Signal::SIGKILL as i32, false)?));
     match killed {
@@ -213,11 +214,14 @@ pub fn update(store: &Store, config: &Config, id: &str, resources: &LinuxResourc
     Ok(live(store, config, id)?.update_container(id, text)?)
 }
 
-/// The container's processes, as the guest tells them.
+/// The container's processes, as the guest tells them; none of one that has stopped.
 ///
 /// # Errors
-/// [`Error::NotRunning`] when it has stopped; else what the agent says.
+/// [`Error::NotRunning`] while it is made; else what the agent says.
 pub fn processes(store: &Store, config: &Config, id: &str) -> Result<Vec<ProcessInfo>, Error> {
+    if store.read(id)?.status() == Status::Stopped {
+        return Ok(Vec::new());
+    }
     Ok(live(store, config, id)?.list_processes(id)?)
 }
 

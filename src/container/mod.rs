@@ -38,7 +38,7 @@ pub use task::{
 use crate::bundle::{self, Bundle};
 use crate::cgroup;
 use crate::config::{self, Config};
-use crate::hypervisor::{self, Kind};
+use crate::hypervisor;
 use crate::sandbox::{self, Timeline};
 use crate::sys::pidfd::ProcessId;
 use monitor::Monitor;
@@ -125,8 +125,6 @@ pub struct Request {
     pub bundle: PathBuf,
     /// The directory of all state directories.
     pub root: PathBuf,
-    /// From a flag; overrides the configuration.
-    pub hypervisor: Option<Kind>,
     /// linux.cgroupsPath has systemd's form.
     pub systemd_cgroup: bool,
     /// Goes on without the host's cgroups where they are not allowed.
@@ -154,6 +152,7 @@ pub fn carry(
 ) -> Result<u8, Error> {
     validate(&request.id)?;
     let bundle = Bundle::load(&request.bundle)?;
+    let config = &config.annotated(bundle.spec.annotations().as_ref())?;
     // Before any thread starts and before anything is acquired: from here on a signal is an event, not an end.
     let signals = Signals::block().map_err(system("block signals"))?;
     let store = Store::new(request.root.clone());

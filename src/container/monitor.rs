@@ -95,15 +95,14 @@ impl Monitor<'_> {
     }
 
     fn launch(&mut self, share: share::Plan) -> Result<Booting, Error> {
-        let guest = Guest::find(&self.config.hypervisor)?;
+        let guest = Guest::find(self.config)?;
         let state_dir = self.store.path(&self.request.id);
         let resources = self.bundle.resources();
         let size = Size::new(resources, &self.config.hypervisor);
         self.enter_cgroup(size)?;
         let plan = Plan::new(&self.request.id, &state_dir, self.config, &guest, size, share.entries);
         self.timeline.mark("rt.planned");
-        let wanted = self.request.hypervisor.or(self.config.hypervisor.kind);
-        let (hypervisor, warning) = select::select(wanted, &self.config.hypervisor)?;
+        let (hypervisor, warning) = select::select(&self.config.hypervisor)?;
         if let Some(warning) = warning {
             tracing::warn!("{warning}");
         }

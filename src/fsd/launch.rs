@@ -135,9 +135,14 @@ impl Fsd {
         }
     }
 
+    /// Kills the process and does not wait for its end.
+    pub fn kill(&self) {
+        process::kill(self.child.pidfd.as_fd());
+    }
+
     /// Kills the process if it still runs, reaps it, and tells how it ended. Idempotent.
     pub fn end(&mut self) -> Ending {
-        process::kill(self.child.pidfd.as_fd());
+        self.kill();
         self.reap()
     }
 

@@ -16,6 +16,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Cache;
+
 pub use launch::{Ending, Error, Fsd, launch, socket};
 pub use serve::main;
 
@@ -37,4 +39,6 @@ pub struct FsdSpec {
     /// The sandbox's ID.
     pub id: String,
     pub entries: Vec<Entry>,
+    /// What the guest may keep of them.
+    pub cache: Cache,
 }

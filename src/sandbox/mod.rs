@@ -16,7 +16,7 @@ pub use size::Size;
 pub use timeline::Timeline;
 
 use crate::agent::{self, Agent};
-use crate::config::{Config, Guest};
+use crate::config::{AgentLog, Config, Guest};
 use crate::fsd::{self, Entry, Fsd, FsdSpec};
 use crate::hypervisor::{self, Hypervisor, Vm, VmFds, VmSpec};
 
@@ -48,7 +48,9 @@ pub enum Error {
 pub struct Plan {
     pub vm: VmSpec,
     pub share: FsdSpec,
-    /// How long the guest may take to answer.
+    /// How long the guest may take to boot and greet.
+    pub boot_timeout: Duration,
+    /// How long its agent may take to answer a call.
     pub timeout: Duration,
 }
 
@@ -70,14 +72,25 @@ impl Plan {
                 memory_mib: size.memory_mib,
                 kernel: guest.kernel.clone(),
                 initramfs: guest.initramfs.clone(),
-                kernel_parameters: hypervisor.kernel_parameters.clone(),
+                kernel_parameters: kernel_parameters(config),
+                entropy: hypervisor.entropy,
                 console: hypervisor.console,
                 state_dir: state_dir.into(),
                 share_tag: SHARE_TAG.into(),
             },
-            share: FsdSpec { id: id.into(), entries },
+            share: FsdSpec { id: id.into(), entries, cache: config.share.cache },
+            boot_timeout: Duration::from_millis(config.agent.boot_timeout_ms),
             timeout: Duration::from_millis(config.agent.timeout_ms),
         }
+    }
+}
+
+/// What the guest's kernel and its agent are told beside what the machine needs.
+fn kernel_parameters(config: &Config) -> String {
+    let own = &config.hypervisor.kernel_parameters;
+    match config.agent.log_level {
+        AgentLog::Warning => own.clone(),
+        AgentLog::Debug => format!("{own} rt.log=debug").trim_start().into(),
     }
 }
 
@@ -105,8 +118,9 @@ pub struct Booting {
 /// # Errors
 /// [`Error`]; nothing is left running then.
 pub fn launch(plan: &Plan, hypervisor: &dyn Hypervisor, timeline: &mut Timeline) -> Result<Booting, Error> {
-    let timeout = plan.timeout * if hypervisor.emulates() { 4 } else { 1 };
-    let deadline = Instant::now() + timeout;
+    let slowness = if hypervisor.emulates() { 4 } else { 1 };
+    let timeout = plan.timeout * slowness;
+    let deadline = Instant::now() + plan.boot_timeout * slowness;
     let (backend, frontend) = fsd::socket()?;
     let fsd = fsd::launch(&plan.share, backend)?;
     timeline.mark("rt.fsd-started");
@@ -192,6 +206,9 @@ impl Sandbox {
             tracing::warn!("the guest did not write its files back: {error}");
         }
         timeline.mark("agent.shutdown");
+        // Both at once: the kernel takes its time to undo a VM.
+        self.vm.kill();
+        self.fsd.kill();
         let ending = self.vm.end();
         self.fsd.end();
         timeline.extend(ending.timeline);

@@ -23,7 +23,7 @@ const KILLED: u32 = 137;
 pub fn delete(flags: &Flags) -> Result<DeleteResponse, Error> {
     let store = store(&flags.namespace);
     // It has to go whatever the configuration says by now; of that only the guest's patience matters here.
-    let config = Config::load().unwrap_or_default();
+    let config = Config::load(&[]).unwrap_or_default();
     let monitor = store.read(&flags.id).ok().and_then(|record| record.monitor);
     container::delete(&store, &config, &flags.id, true)?;
     let bundle = if flags.bundle.is_empty() { Path::new(".") } else { Path::new(&flags.bundle) };

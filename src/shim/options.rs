@@ -25,8 +25,8 @@ pub fn config(options: Option<&Any>) -> Result<Config, Error> {
         None => String::new(),
     };
     match path.is_empty() {
-        true => Ok(Config::load()?),
-        false => Ok(Config::read(Path::new(&path))?),
+        true => Ok(Config::load(&[])?),
+        false => Ok(Config::load_from(Some(Path::new(&path)), &[])?),
     }
 }
 

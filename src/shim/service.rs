@@ -198,7 +198,6 @@ impl Service {
             id: container.id.clone(),
             bundle: container.bundle.clone(),
             root: self.root.clone(),
-            hypervisor: None,
             systemd_cgroup: bundle.cgroups_path().is_some_and(is_systemds),
             rootless: false,
             console_socket: None,

@@ -229,6 +229,7 @@ impl Shared {
             sequence: process.sequence,
             container: container.process.sequence,
             cgroup,
+            cgroup_named: !request.cgroup.is_empty(),
             namespaces: common.namespaces,
             terminal: streams.terminal.as_ref().map(|_| (request.terminal_rows, request.terminal_columns)),
         };

@@ -69,6 +69,12 @@ impl Processes {
         self.0.iter().find(|(_, words)| is(words)).map(|(pid, _)| *pid)
     }
 
+    /// The one that is `rt … VERB …`, as a user calls it.
+    pub fn calling(&self, verb: &str) -> Option<i32> {
+        let is = |words: &str| words.contains(" --root ") && words.split(' ').any(|word| word == verb);
+        self.0.iter().find(|(_, words)| is(words)).map(|(pid, _)| *pid)
+    }
+
     pub fn kill(&self) {
         for (pid, _) in &self.0 {
             let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);

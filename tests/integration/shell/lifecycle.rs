@@ -36,8 +36,8 @@ impl Bundle {
             outputs.each_ref().map(|path| File::create(path).expect("a file in the bundle"));
         command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         command.env(MARK, &self.id).env("TMPDIR", self.path("tmp"));
-        if !self.settings.is_empty() {
-            command.env("RT_CONFIG", self.file("rt.toml", &self.settings));
+        if let Some(settings) = self.settings_file() {
+            command.env("RT_CONFIG", settings);
         }
         let words: Vec<_> = args.iter().map(|arg| arg.as_ref().to_string_lossy()).collect();
         let shown = format!("rt {}", words.join(" "));
