@@ -108,7 +108,6 @@ impl Arguments {
         };
         Ok(ExecRequest {
             id: self.id.clone(),
-            exec_id: container::exec_id()?,
             root: global.root(),
             process,
             console_socket: self.console_socket.as_deref().map(std::path::absolute).transpose()?,

@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::bundle::Bundle;
 use crate::hypervisor::VmRecord;
+use crate::sandbox::Size;
+use crate::share::Used;
 use crate::sys::pidfd::ProcessId;
 
 /// Changes when an older rt could not read the record.
@@ -95,9 +97,21 @@ pub struct Record {
     pub monitor: Option<ProcessId>,
     pub vm: Option<VmRecord>,
     pub fsd: Option<ProcessId>,
+    /// Of the machine that it has started.
+    #[serde(default)]
+    pub size: Option<Size>,
     /// The host's cgroups, to be removed.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
+    /// The container whose machine this one has joined: `vm` is that one's then, and not this container's to end.
+    #[serde(default)]
+    pub sandbox: Option<String>,
+    /// What it uses of the machine's share.
+    #[serde(default)]
+    pub share: Vec<Used>,
+    /// The monitor is a process that stands for other containers, too.
+    #[serde(default)]
+    pub shared_monitor: bool,
 }
 
 impl Record {
@@ -117,7 +131,11 @@ impl Record {
             monitor: None,
             vm: None,
             fsd: None,
+            size: None,
             cgroups: Vec::new(),
+            sandbox: None,
+            share: Vec::new(),
+            shared_monitor: false,
         }
     }
 
@@ -166,8 +184,8 @@ impl Store {
         let mut private = DirBuilder::new();
         private.mode(0o700);
         private.recursive(true).create(&self.root).map_err(failed(&self.root))?;
-        // '~' is in no ID, and the PID is this process's own.
-        let draft = self.root.join(format!("~{}", std::process::id()));
+        // '~' is in no ID, and the number is this thread's own.
+        let draft = self.root.join(format!("~{}", nix::unistd::gettid()));
         private.recursive(false).create(&draft).map_err(failed(&draft))?;
         let path = self.path(&record.id);
         let result = write(&draft, record).and_then(|()| {
@@ -353,7 +371,11 @@ mod tests {
             monitor: ProcessId::of(std::process::id() as i32),
             vm: None,
             fsd: None,
+            size: None,
             cgroups: Vec::new(),
+            sandbox: None,
+            share: Vec::new(),
+            shared_monitor: false,
         }
     }
 

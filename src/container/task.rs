@@ -7,7 +7,7 @@
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
@@ -23,7 +23,7 @@ use super::{Error, Request, system};
 use crate::config::Config;
 use crate::log;
 use crate::sandbox::Timeline;
-use crate::sys::process::{self, Program};
+use crate::sys::process::Program;
 use crate::sys::{fd, pidfd};
 
 /// What a monitor is started for.
@@ -60,6 +60,8 @@ enum Report {
 
 const ORDER: i32 = 3;
 const REPORT: i32 = 4;
+/// The exit code of a monitor whose container or process was lost: its machine died, most likely.
+const LOST: u8 = 255;
 /// A report is one error message.
 const MAX_REPORT: u64 = 64 << 10;
 
@@ -78,20 +80,6 @@ impl MonitorProcess {
     pub fn own() -> Result<Self, Error> {
         let pid = std::process::id() as i32;
         Ok(Self { pid, pidfd: pidfd::open(pid).map_err(system("open this process"))? })
-    }
-
-    /// Becomes readable when it has ended.
-    pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
-    }
-
-    /// Waits for its end: the exit code of what it stood for, or 128 and the signal that ended the monitor itself. For
-    /// whoever started it, once.
-    ///
-    /// # Errors
-    /// What waitpid(2) says.
-    pub fn wait(&self) -> std::io::Result<u8> {
-        process::wait(self.pid)
     }
 
     /// Ends it, and with it what it stands for.
@@ -122,29 +110,17 @@ impl MonitorProcess {
     }
 }
 
-/// Starts a monitor and waits until its container or process has come up. Its standard streams are this process's.
+/// Starts a monitor and waits until its container or process has come up.
 ///
 /// # Errors
 /// What the monitor reports, in its words; or that it could not be started.
 pub fn start(task: Task, log: log::Settings) -> Result<MonitorProcess, Error> {
-    start_with(task, log, [0, 1, 2].map(fd::standard))
-}
-
-/// The same with other standard streams, for who stands for several containers.
-///
-/// # Errors
-/// As [`start`].
-pub fn start_with(
-    task: Task,
-    log: log::Settings,
-    [stdin, stdout, stderr]: [BorrowedFd<'_>; 3],
-) -> Result<MonitorProcess, Error> {
     let id = CString::new(task.id()).map_err(|error| system("name the monitor")(error.into()))?;
     let order = Order { task, log };
     let order = serde_json::to_vec(&order).expect("an order has only string keys");
     let order = fd::memory_file(c"rt-order", &order).map_err(system("write the monitor's order"))?;
     let (report, reporter) = pipe2(OFlag::O_CLOEXEC).map_err(|e| system("make a pipe")(e.into()))?;
-    let descriptors = [stdin, stdout, stderr, order.as_fd(), reporter.as_fd()];
+    let descriptors = [fd::standard(0), fd::standard(1), fd::standard(2), order.as_fd(), reporter.as_fd()];
     let program = Program {
         path: c"/proc/self/exe",
         arguments: &[c"rt".into(), c"monitor".into(), id],
@@ -156,14 +132,11 @@ pub fn start_with(
     let mut text = Vec::new();
     let read = File::from(report).take(MAX_REPORT).read_to_end(&mut text);
     read.map_err(system("read the monitor's report"))?;
-    let failure = match serde_json::from_slice(&text) {
-        Ok(Report::Up) => return Ok(MonitorProcess { pid, pidfd }),
-        Ok(Report::Failed(text)) => text,
-        Err(_) => "the monitor ended before the container had come up".into(),
-    };
-    // It ends now, if it has not; who stands for several containers must not collect its zombies.
-    process::reap(pid);
-    Err(Error::Monitor(failure))
+    match serde_json::from_slice(&text) {
+        Ok(Report::Up) => Ok(MonitorProcess { pid, pidfd }),
+        Ok(Report::Failed(text)) => Err(Error::Monitor(text)),
+        Err(_) => Err(Error::Monitor("the monitor ended before the container had come up".into())),
+    }
 }
 
 /// `rt monitor ID`: see the module.
@@ -177,10 +150,11 @@ pub fn main(_arguments: &[OsString]) -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             let text = log::chain(&error);
-            if !reporter.send(&Report::Failed(text.clone())) {
-                tracing::error!("{text}");
+            if reporter.send(&Report::Failed(text.clone())) {
+                return ExitCode::FAILURE;
             }
-            ExitCode::FAILURE
+            tracing::error!("{text}");
+            ExitCode::from(LOST)
         }
     }
 }

@@ -3,16 +3,16 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io::{self, IoSliceMut, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::cmsg_space;
 use nix::fcntl::{OFlag, open};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::sys::stat::Mode;
-
-use crate::sys::fd;
 
 /// `OK 4294967295\n`
 const MAX_REPLY: usize = 14;
@@ -74,7 +74,20 @@ pub fn connect_plain(path: &Path) -> io::Result<UnixStream> {
 /// # Errors
 /// `UnexpectedEof` when the muxer is gone, `InvalidData` for a message without a descriptor.
 pub fn receive_connection(uplink: &UnixStream) -> io::Result<OwnedFd> {
-    fd::receive(uplink.as_fd())
+    let mut byte = [0];
+    let mut parts = [IoSliceMut::new(&mut byte)];
+    let mut space = cmsg_space!(i32);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(uplink.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+    let mut fds = message.cmsgs()?.flat_map(|message| match message {
+        ControlMessageOwned::ScmRights(fds) => fds,
+        _ => Vec::new(),
+    });
+    match (fds.next(), message.bytes) {
+        (Some(fd), _) => Ok(crate::sys::fd::received(fd)),
+        (None, 0) => Err(io::ErrorKind::UnexpectedEof.into()),
+        (None, _) => Err(io::ErrorKind::InvalidData.into()),
+    }
 }
 
 /// `path` as it fits into a sockaddr_un's 108 bytes, however deep the directory is; valid while the file lives.

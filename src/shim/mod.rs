@@ -5,13 +5,12 @@
 //! one or the pod's ([`bootstrap`]). The shim serves the Task service on it ([`service`]) until its last container is
 //! deleted. When a shim has died, containerd executes `… delete` for each of its containers ([`cleanup`]).
 //!
-//! The shim does what the command line does, by the same calls: each container and each exec has its monitor, started
-//! here with containerd's FIFOs as its standard streams. Root file systems are mounted in a mount namespace of the
+//! The shim does what the command line does, by the same calls, but has a thread where that has a monitor in a process of its
+//! own: for each container and each exec ([`process`]), with containerd's FIFOs as its streams. Root file systems are mounted in a mount namespace of the
 //! shim's own, so that no mount outlives its processes.
 
 mod bootstrap;
 mod cleanup;
-mod console;
 mod events;
 mod flags;
 mod metrics;

@@ -1,29 +1,27 @@
-//! A process as containerd knows it: a container's own, or an exec. Its life is `Added -> Up -> Exited`; a thread waits for
-//! its monitor's end.
+//! A process as containerd knows it: a container's own, or an exec. Its life is `Added -> Up -> Exited`; a thread of its own
+//! stands for it, as a monitor does under the command line.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::Builder;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 
-use super::console::{self, Socket};
-use super::streams::{Ends, Held, Streams, null};
-use super::{Error, SOCKETS, failed};
-use crate::container::{self, MonitorProcess, Task};
+use super::streams::{Held, Streams};
+use super::{Error, failed};
+use crate::agent::Agent;
+use crate::container::{self, Ends};
 use crate::log;
-use crate::sys::terminal;
 
-/// How long output may take to go out once its process has ended, before the end is told all the same.
+/// How long output may take to go out once its process was killed, before nobody is thought to read it.
 const DRAIN: Duration = Duration::from_secs(10);
+/// The exit code of a process that was lost: its machine died, most likely.
+const LOST: u32 = 255;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy)]
 pub struct Exit {
-    /// Of its monitor, which stood for it on the host.
     pub pid: u32,
     pub code: u32,
     pub at: SystemTime,
@@ -32,9 +30,36 @@ pub struct Exit {
 #[derive(Debug, Clone, Copy)]
 pub enum Phase {
     Added,
-    /// Created or started; the PID is its monitor's.
+    /// Created or started; the PID is the shim's, which stands for it on the host.
     Up(u32),
     Exited(Exit),
+}
+
+/// How to reach a process in the guest.
+#[derive(Clone)]
+pub struct Handle {
+    pub agent: Agent,
+    pub id: String,
+    /// Empty for a container's own process.
+    pub exec_id: String,
+}
+
+/// Where a process's thread tells that it is up.
+pub struct Up(Option<Sender<Result<Handle, container::Error>>>);
+
+impl Up {
+    fn tell(&mut self, result: Result<Handle, container::Error>) -> Result<(), container::Error> {
+        match self.0.take() {
+            // Whoever launched it waits for this word.
+            Some(sender) => Ok(drop(sender.send(result))),
+            None => result.map(drop),
+        }
+    }
+
+    /// It is, and this is how to reach it.
+    pub fn up(&mut self, handle: Handle) {
+        let _ = self.tell(Ok(handle));
+    }
 }
 
 pub struct Process {
@@ -50,22 +75,12 @@ pub struct Process {
 struct State {
     phase: Phase,
     held: Held,
-    console: Option<Arc<OwnedFd>>,
-    /// A pidfd.
-    monitor: Option<OwnedFd>,
-    /// containerd wants no more of the input than its clients still write.
-    input_is_over: bool,
+    handle: Option<Handle>,
 }
 
 impl Process {
     pub fn new(container: &str, exec_id: &str, streams: Streams) -> Arc<Self> {
-        let state = State {
-            phase: Phase::Added,
-            held: Held::default(),
-            console: None,
-            monitor: None,
-            input_is_over: false,
-        };
+        let state = State { phase: Phase::Added, held: Held::default(), handle: None };
         Arc::new(Self {
             container: container.into(),
             exec_id: exec_id.into(),
@@ -89,83 +104,59 @@ impl Process {
         self.state().phase
     }
 
-    /// Starts its monitor, with what `task` makes of the console socket's path, and a thread that calls `ended` in order when it has ended.
-    /// Returns the monitor's PID.
+    /// How to reach it, while it is up.
+    pub fn handle(&self) -> Option<Handle> {
+        self.state().handle.clone()
+    }
+
+    /// Starts a thread that carries the process: `carry` makes it, tells that it is up, and gives its exit code. `ended` is called in order
+    /// when it has ended.
     ///
     /// # Errors
-    /// [`Error`]; the monitor has ended then.
+    /// [`Error`]; what `carry` said before it was up.
     pub fn launch(
         self: &Arc<Self>,
-        log: log::Settings,
-        task: impl FnOnce(Option<PathBuf>) -> Task,
+        carry: impl FnOnce(Ends, &mut Up) -> Result<u8, container::Error> + Send + 'static,
         ended: impl FnOnce(&Exit) + Send + 'static,
     ) -> Result<u32, Error> {
         let (ends, held) =
             self.streams.open().map_err(|(name, error)| failed("open the stream", name)(error))?;
-        let (monitor, output) = match self.streams.terminal {
-            true => self.start_with_terminal(log, task, ends)?,
-            false => {
-                let streams = [ends.stdin.as_fd(), ends.stdout.as_fd(), ends.stderr.as_fd()];
-                (container::start_monitor_with(task(None), log, streams)?, None)
-            }
-        };
-        let pid = monitor.pid as u32;
-        {
-            let mut state = self.state();
-            state.phase = Phase::Up(pid);
-            state.held = held;
-            state.monitor = monitor.pidfd().try_clone_to_owned().ok();
-        }
+        let (sender, answer) = mpsc::channel();
         let process = Arc::clone(self);
-        let wait = move || {
-            // A child of this process that nobody else waits for: there is always an answer.
-            let code = monitor.wait().unwrap_or(u8::MAX).into();
-            if let Some(output) = output {
-                let _ = output.recv_timeout(DRAIN);
-            }
+        let pid = std::process::id();
+        let stand = move || {
+            let mut up = Up(Some(sender));
+            let code = match carry(ends, &mut up) {
+                Ok(code) => code.into(),
+                Err(error) => match up.tell(Err(error)) {
+                    Ok(()) => return,
+                    Err(error) => {
+                        tracing::error!("{} was lost: {}", process.container, log::chain(&error));
+                        LOST
+                    }
+                },
+            };
             let exit = Exit { pid, code, at: SystemTime::now() };
             let _order = process.order();
             ended(&exit);
             process.leave(exit);
         };
         Builder::new()
-            .name("wait".into())
-            .spawn(wait)
+            .name("process".into())
+            .spawn(stand)
             .map_err(failed("start a thread for", &self.container))?;
+        // The thread tells always, and panics abort.
+        let handle = answer.recv().unwrap_or(Err(container::Error::Abandoned))?;
+        *self.state() = State { phase: Phase::Up(pid), held, handle: Some(handle) };
         Ok(pid)
-    }
-
-    fn start_with_terminal(
-        &self,
-        log: log::Settings,
-        task: impl FnOnce(Option<PathBuf>) -> Task,
-        ends: Ends,
-    ) -> Result<(MonitorProcess, Option<Receiver<()>>), Error> {
-        let socket = Socket::bind().map_err(failed("make a socket in", SOCKETS))?;
-        let none = null().map_err(failed("open", "/dev/null"))?;
-        let monitor = container::start_monitor_with(task(Some(socket.path.clone())), log, [none.as_fd(); 3])?;
-        let connect = || {
-            let console = Arc::new(socket.receive()?);
-            let output = console::pump_out(&console, ends.stdout)?;
-            Ok((console, output))
-        };
-        let (console, output) =
-            connect().map_err(failed("use the terminal of", &self.container)).inspect_err(|_| {
-                monitor.kill();
-                let _ = monitor.wait();
-            })?;
-        self.state().console = Some(console);
-        Ok((monitor, Some(output)))
     }
 
     /// It has ended: whoever waits is told.
     pub fn leave(&self, exit: Exit) {
         let mut state = self.state();
         state.phase = Phase::Exited(exit);
-        state.console = None;
-        state.monitor = None;
-        state.held.pipe = None;
-        state.held.stdin = None;
+        state.handle = None;
+        state.held.leave();
         self.changed.notify_all();
     }
 
@@ -180,40 +171,35 @@ impl Process {
         }
     }
 
+    /// It was killed: unless its end comes soon, it is its output that nobody takes, and that is given up.
+    ///
+    /// # Errors
+    /// No thread is to be had.
+    pub fn expect_end(self: &Arc<Self>) -> std::io::Result<()> {
+        let process = Arc::clone(self);
+        let wait = move || {
+            let has_not = |state: &mut State| !matches!(state.phase, Phase::Exited(_));
+            let waited = process.changed.wait_timeout_while(process.state(), DRAIN, has_not);
+            let (mut state, _) = waited.unwrap_or_else(|poisoned| poisoned.into_inner());
+            if has_not(&mut state) {
+                tracing::warn!("nobody reads what {} wrote", process.container);
+                state.held.drop_readers();
+            }
+        };
+        Builder::new().name("drain".into()).spawn(wait).map(drop)
+    }
+
     /// Lets its standard input in, now that it runs.
     ///
     /// # Errors
     /// The input cannot be opened, or no thread is to be had.
     pub fn feed(&self) -> Result<(), Error> {
-        let mut state = self.state();
-        let to = state.console.clone().or_else(|| state.held.pipe.take().map(Arc::new));
-        let (false, Some(to), Some(monitor)) = (self.streams.stdin.is_empty(), to, state.monitor.take())
-        else {
-            return Ok(());
-        };
-        let start = || {
-            let (reader, writer) = self.streams.open_input()?;
-            state.held.stdin = (!state.input_is_over).then_some(writer);
-            console::pump_in(reader, to, monitor)
-        };
-        start().map_err(failed("open the stream", &self.streams.stdin))
+        self.state().held.feed(&self.streams).map_err(failed("open the stream", &self.streams.stdin))
     }
 
     /// Ends its standard input, once no client writes to it any more.
     pub fn close_stdin(&self) {
-        let mut state = self.state();
-        state.input_is_over = true;
-        state.held.stdin = None;
-    }
-
-    /// Sets the size of its terminal, if it has one.
-    ///
-    /// # Errors
-    /// What ioctl(2) says.
-    pub fn resize(&self, rows: u32, columns: u32) -> std::io::Result<()> {
-        let console = self.state().console.clone();
-        let clamp = |size: u32| u16::try_from(size).unwrap_or(u16::MAX);
-        console.map_or(Ok(()), |console| terminal::set_size(&*console, clamp(rows), clamp(columns)))
+        self.state().held.close_input();
     }
 }
 
@@ -236,10 +222,5 @@ mod tests {
         process.leave(Exit { pid: 1, code: 7, at: SystemTime::now() });
         assert_eq!(waiting.join().unwrap(), 7);
         assert!(matches!(process.phase(), Phase::Exited(_)));
-    }
-
-    #[test]
-    fn a_size_without_a_terminal_is_nobodys() {
-        assert!(Process::new("c", "", Streams::default()).resize(24, 80).is_ok());
     }
 }

@@ -42,7 +42,7 @@ pub fn serve(flags: &Flags) -> Result<(), Error> {
     unshare(CloneFlags::CLONE_NEWNS)
         .map_err(|error| failed("make a mount namespace for", &flags.id)(error.into()))?;
     mount::leave_propagation().map_err(failed("leave the propagation of", "/"))?;
-    log(Path::new("."), flags.debug).start_in_monitor().map_err(failed("open the log", LOG_FILE))?;
+    log(flags.debug).start_in_monitor().map_err(failed("open the log", LOG_FILE))?;
     let events = Publisher::start(flags).map_err(failed("start a thread for", &flags.id))?;
     let (stop, stopped) = mpsc::channel();
     let service = Arc::new(Service::new(flags, events, stop));
@@ -94,10 +94,9 @@ fn version_2(
     methods.into_iter().map(|(name, method)| (name.replace(CURRENT, VERSION_2), method)).collect()
 }
 
-/// Where a bundle's log goes: its FIFO, if containerd reads it.
-pub fn log(bundle: &Path, debug: bool) -> log::Settings {
-    let path = bundle.join(LOG_FILE);
+/// To the FIFO in the bundle, if containerd reads it.
+fn log(debug: bool) -> log::Settings {
     // Without a reader, opening it in earnest would wait for one.
-    let is_read = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&path).is_ok();
-    log::Settings { file: is_read.then_some(path), format: log::Format::Text, debug }
+    let is_read = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(LOG_FILE).is_ok();
+    log::Settings { file: is_read.then(|| LOG_FILE.into()), format: log::Format::Text, debug }
 }

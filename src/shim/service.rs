@@ -22,23 +22,24 @@ use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::topics;
 use containerd_shim_protos::ttrpc::{self, Code, TtrpcContext, get_status};
+use nix::sys::signal::Signal;
 
 use super::events::Publisher;
 use super::flags::Flags;
-use super::process::{Exit, Phase, Process, timestamp};
+use super::process::{Exit, Handle, Phase, Process, Up, timestamp};
 use super::rootfs::Rootfs;
 use super::streams::Streams;
-use super::{Error, metrics, options, server, states, store};
+use super::{Error, metrics, options, states, store};
 use crate::bundle::Bundle;
 use crate::config::Config;
-use crate::container::{self, ExecRequest, Request, Store, Task};
-use crate::{container::StateError, log};
+use crate::container::{self, Ends, ExecRequest, Monitor, Request, StateError, Store};
+use crate::log;
+use crate::sandbox::Timeline;
 
 /// The service of one shim.
 pub struct Service {
     store: Store,
     root: PathBuf,
-    debug: bool,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     pub events: Arc<Publisher>,
     stop: Mutex<Sender<()>>,
@@ -120,7 +121,6 @@ impl Service {
         Self {
             store: store(&flags.namespace),
             root: states(&flags.namespace),
-            debug: flags.debug,
             containers: Mutex::default(),
             events: Arc::new(events),
             stop: Mutex::new(stop),
@@ -204,11 +204,15 @@ impl Service {
             start: false,
             keep: true,
             trace: None,
+            shared_monitor: true,
         };
         let config = container.config.clone();
-        let task = move |console_socket| Task::Container {
-            request: Box::new(Request { console_socket, ..request }),
-            config: Box::new(config),
+        let carry = move |ends: Ends, up: &mut Up| {
+            let mut monitor = Monitor::reserve(&request, &config, Timeline::default())?;
+            let result = carry_to_the_end(&mut monitor, &request.id, ends, up);
+            let left = monitor.leave();
+            let code = result?;
+            left.map(|()| code)
         };
         let (events, id) = (Arc::clone(&self.events), container.id.clone());
         // Known once the container has come up; its end is told after.
@@ -220,8 +224,7 @@ impl Service {
             }
             tell_exit(&events, &id, &id, exit);
         };
-        let log = server::log(&container.bundle, self.debug);
-        let pid = container.main.launch(log, task, ended)?;
+        let pid = container.main.launch(carry, ended)?;
         *lock(&oom) = self.watch_oom(container);
         Ok(pid)
     }
@@ -258,14 +261,15 @@ impl Service {
             ));
         }
         let (request, config) = (exec.request.clone(), container.config.clone());
-        let task = move |console_socket| Task::Exec {
-            request: Box::new(ExecRequest { console_socket, ..request }),
-            config: Box::new(config),
+        let carry = move |ends: Ends, up: &mut Up| {
+            let exec = container::Exec::start(&request, &config, container::Streams::Given(ends), None)?;
+            let (agent, exec_id) = exec.handle();
+            up.up(Handle { agent: agent.clone(), id: request.id.clone(), exec_id: exec_id.into() });
+            exec.wait()
         };
         let (events, id, exec_id) = (Arc::clone(&self.events), container.id.clone(), process.exec_id.clone());
         let ended = move |exit: &Exit| tell_exit(&events, &id, &exec_id, exit);
-        let log = server::log(&container.bundle, self.debug);
-        let pid = process.launch(log, task, ended)?;
+        let pid = process.launch(carry, ended)?;
         feed(process);
         self.events.publish(
             topics::TASK_EXEC_STARTED_EVENT_TOPIC,
@@ -294,30 +298,24 @@ impl Service {
 
     fn signal(&self, request: &KillRequest) -> Result<(), Refusal> {
         let container = self.container(&request.id)?;
+        let process = self.process(&request.id, &request.exec_id)?;
         let signal = request.signal as i32;
-        let result = match request.exec_id.as_str() {
-            "" => {
-                if matches!(container.main.phase(), Phase::Exited(_)) {
-                    return Err(Refusal::ended());
-                }
-                container::kill(&self.store, &container.config, &container.id, signal, request.all)
+        if signal == Signal::SIGKILL as i32
+            && let Err(error) = process.expect_end()
+        {
+            tracing::warn!("nobody watches the end of {}: {error}", request.id);
+        }
+        let result = match (process.phase(), process.handle()) {
+            (Phase::Exited(_), _) => return Err(Refusal::ended()),
+            (Phase::Added, _) => {
+                let text = format!("exec {} was not started yet", request.exec_id);
+                return Err(Refusal(Code::FAILED_PRECONDITION, text));
             }
-            exec_id => {
-                let exec = container.exec(exec_id)?;
-                match exec.process.phase() {
-                    Phase::Up(_) => container::kill_exec(
-                        &self.store,
-                        &container.config,
-                        &container.id,
-                        &exec.request.exec_id,
-                        signal,
-                    ),
-                    Phase::Added => {
-                        let text = format!("exec {exec_id} was not started yet");
-                        return Err(Refusal(Code::FAILED_PRECONDITION, text));
-                    }
-                    Phase::Exited(_) => return Err(Refusal::ended()),
-                }
+            (Phase::Up(_), Some(Handle { agent, id, exec_id })) if !exec_id.is_empty() => {
+                agent.signal_process(&id, &exec_id, signal, false).map_err(container::Error::from)
+            }
+            (Phase::Up(_), _) => {
+                container::kill(&self.store, &container.config, &container.id, signal, request.all)
             }
         };
         match result {
@@ -391,7 +389,6 @@ impl Service {
         })?;
         let exec_request = ExecRequest {
             id: request.id.clone(),
-            exec_id: container::exec_id()?,
             root: self.root.clone(),
             process: spec,
             console_socket: None,
@@ -474,6 +471,18 @@ impl Container {
     }
 }
 
+fn carry_to_the_end(
+    monitor: &mut Monitor,
+    id: &str,
+    ends: Ends,
+    up: &mut Up,
+) -> Result<u8, container::Error> {
+    monitor.create(container::Streams::Given(ends), None)?;
+    monitor.is_known();
+    up.up(Handle { agent: monitor.agent()?.clone(), id: id.into(), exec_id: String::new() });
+    monitor.wait()
+}
+
 /// A process that runs already goes on without an input that cannot be had.
 fn feed(process: &Process) {
     if let Err(error) = process.feed() {
@@ -539,9 +548,13 @@ impl TaskService for Service {
 
     fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
         let process = self.process(&request.id, &request.exec_id)?;
-        process
-            .resize(request.height, request.width)
-            .map_err(|error| Refusal(Code::UNKNOWN, format!("cannot resize the terminal: {error}")))?;
+        // One that does not run has no terminal yet, or any more.
+        if let Some(Handle { agent, id, exec_id }) = process.handle().filter(|_| process.streams.terminal) {
+            let clamp = |size: u32| u16::try_from(size).unwrap_or(u16::MAX);
+            agent
+                .resize_terminal(&id, &exec_id, clamp(request.height), clamp(request.width))
+                .map_err(|error| Refusal::from(container::Error::from(error)))?;
+        }
         Ok(Empty::new())
     }
 

@@ -1,14 +1,13 @@
 //! File descriptors: memory files, what is inherited, and reading and writing what may be non-blocking.
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Seek, Write};
+use std::io::{self, IoSlice, Seek, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 /// A close-on-exec memory file that holds `content` and is positioned at its start.
 ///
@@ -92,28 +91,11 @@ pub fn send(socket: BorrowedFd<'_>, text: &[u8], descriptor: BorrowedFd<'_>) -> 
     Ok(())
 }
 
-/// Receives one message's first byte and the descriptor beside it (SCM_RIGHTS).
-///
-/// # Errors
-/// `UnexpectedEof` when the other side is gone, `InvalidData` for a message without a descriptor.
-pub fn receive(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let mut byte = [0];
-    let mut parts = [IoSliceMut::new(&mut byte)];
-    let mut space = cmsg_space!(i32);
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
-    let mut descriptors = message.cmsgs()?.flat_map(|message| match message {
-        ControlMessageOwned::ScmRights(descriptors) => descriptors,
-        _ => Vec::new(),
-    });
-    match (descriptors.next(), message.bytes) {
-        // SAFETY: recvmsg installed the descriptor for this process alone, and nothing else has seen its number.
-        (Some(number), _) => Ok(unsafe { OwnedFd::from_raw_fd(number) }),
-        (None, 0) => Err(io::ErrorKind::UnexpectedEof.into()),
-        (None, _) => Err(io::ErrorKind::InvalidData.into()),
-    }
+/// Takes ownership of a descriptor that recvmsg(2) just delivered (SCM_RIGHTS).
+pub fn received(number: RawFd) -> OwnedFd {
+    // SAFETY: recvmsg installed the descriptor for this process alone, and its callers hand each number over once.
+    unsafe { OwnedFd::from_raw_fd(number) }
 }
-
 /// Makes descriptors 0, 1 and 2 /dev/null, so that whoever waits for their end sees it.
 ///
 /// # Errors

@@ -155,21 +155,6 @@ pub fn kill(pidfd: BorrowedFd<'_>) {
     };
 }
 
-/// Waits for a child's end: its exit code, or 128 and the signal that ended it.
-///
-/// # Errors
-/// What waitpid(2) says.
-pub fn wait(pid: i32) -> io::Result<u8> {
-    loop {
-        match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::__WALL)) {
-            Ok(WaitStatus::Exited(_, code)) => return Ok(code as u8),
-            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(128 + signal as u8),
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
 /// Reaps a child that has been killed, or has ended: its exit code or signal in words.
 pub fn reap(pid: i32) -> String {
     loop {

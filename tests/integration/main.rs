@@ -37,6 +37,7 @@ mod limits;
 mod list;
 mod log;
 mod mounts;
+mod pod;
 mod process;
 mod record;
 mod signals;
