@@ -226,6 +226,10 @@ impl Monitor {
         self.place = None;
         let timeout = Duration::from_millis(self.config.agent.timeout_ms);
         let keep = self.is_up && self.request.keep;
+        // A process that goes on must not keep the groups of a container that has ended.
+        if let Some(member) = self.member.take_if(|_| self.request.shared_monitor) {
+            member.leave();
+        }
         let left = pod::leave(&self.store, &self.request.id, timeout);
         if keep {
             match left {

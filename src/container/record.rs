@@ -185,8 +185,8 @@ impl Store {
         let mut private = DirBuilder::new();
         private.mode(0o700);
         private.recursive(true).create(&self.root).map_err(failed(&self.root))?;
-        // '~' is in no ID, and the PID is this process's own.
-        let draft = self.root.join(format!("~{}", std::process::id()));
+        // '~' is in no ID, and the number is this thread's own.
+        let draft = self.root.join(format!("~{}", nix::unistd::gettid()));
         private.recursive(false).create(&draft).map_err(failed(&draft))?;
         let path = self.path(&record.id);
         let result = write(&draft, record).and_then(|()| {
