@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use oci_spec::runtime::Process;
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +15,8 @@ use super::record::{Status, Store};
 use super::signals::Signals;
 use super::stdio::Stdio;
 use super::{Error, system, wait};
-use crate::agent::Agent;
+use crate::agent::{self, Agent};
+use crate::cgroup;
 use crate::config::Config;
 use crate::sys::random;
 
@@ -31,7 +33,12 @@ pub struct ExecRequest {
     /// A cgroup below the container's.
     pub cgroup: String,
     pub ignore_paused: bool,
+    /// This process stands for the other one only, and so counts as the container's on the host, too.
+    pub detached: bool,
 }
+
+/// What a process ends with whose container or virtual machine ended under it.
+const KILLED: u8 = 128 + Signal::SIGKILL as u8;
 
 /// Runs the process, calls `up` once it has been executed, and gives its exit code.
 ///
@@ -49,8 +56,16 @@ pub fn carry(
         _ => {}
     }
     let vm = record.vm.as_ref().ok_or(Error::ExecStopped)?;
+    if request.detached {
+        cgroup::join(&record.cgroups)?;
+    }
     let signals = Signals::block().map_err(system("block signals"))?;
-    let agent = Agent::connect(&vm.vsock, Duration::from_millis(config.agent.timeout_ms))?;
+    let timeout = match record.status() {
+        // It is frozen at its first instruction, until the container is resumed.
+        Status::Paused => Duration::MAX,
+        _ => Duration::from_millis(config.agent.timeout_ms),
+    };
+    let agent = Agent::connect(&vm.vsock, timeout)?;
     let terminal = request.process.terminal().unwrap_or(false);
     let console = Console::open(terminal, request.console_socket.as_deref(), request.process.console_size())?;
     let (stdio, names) = Stdio::open(&vm.vsock, terminal)?;
@@ -65,8 +80,15 @@ pub fn carry(
         let _ = agent.signal_process(&request.id, &exec_id, libc::SIGKILL, false);
         return Err(error);
     }
-    // The sandbox's end closes the connection, which ends the wait.
-    let exit = wait::for_exit(&agent, &request.id, &exec_id, &[])?;
+    let exit = wait::for_exit(&agent, &request.id, &exec_id, &[]);
     pumps.finish();
-    Ok(exit.code)
+    match exit {
+        Ok(exit) => Ok(exit.code),
+        // The sandbox's end closes the connection.
+        Err(Error::Agent(agent::Error::Transport { call, reason })) => {
+            tracing::info!("the virtual machine ended in {call}: {reason}");
+            Ok(KILLED)
+        }
+        Err(error) => Err(error),
+    }
 }

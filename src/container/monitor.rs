@@ -3,6 +3,10 @@
 //! [`Monitor::carry`] is one straight line. Whatever it acquires is owned by a value whose end releases it, so that an
 //! error anywhere undoes all that came before.
 
+use std::path::Path;
+
+use oci_spec::runtime::LinuxResources;
+
 use super::console::Console;
 use super::hooks::{self, Moment};
 use super::record::{self, Record, Status, Store};
@@ -10,7 +14,7 @@ use super::signals::{Signals, Watch};
 use super::state::StateView;
 use super::stdio::{Pumps, Stdio};
 use super::{Error, Request, system, wait};
-use crate::agent;
+use crate::agent::{self, Agent, OomWatch};
 use crate::bundle::{Bundle, guest_spec};
 use crate::cgroup::{self, Limits, Overhead};
 use crate::config::{Config, Guest};
@@ -22,6 +26,17 @@ use crate::sys::pidfd::ProcessId;
 
 /// Threads of VMM, file server and monitor beyond the container's own limit of processes.
 const TASKS_OVERHEAD: u32 = 512;
+
+/// What the host's cgroups of a container get.
+pub fn limits<'a>(config: &Config, machine_mib: u32, resources: Option<&'a LinuxResources>) -> Limits<'a> {
+    let overhead = Overhead {
+        machine_mib,
+        memory_mib: config.cgroup.memory_overhead_mib,
+        cpu_percent: config.cgroup.cpu_overhead_percent,
+        tasks: TASKS_OVERHEAD,
+    };
+    Limits { resources, overhead }
+}
 
 /// One container's monitor.
 pub struct Monitor<'a> {
@@ -111,6 +126,7 @@ impl Monitor<'_> {
         let booting = sandbox::launch(&plan, &*hypervisor, &mut self.timeline)?;
         self.record = self.store.change(&self.request.id, |record| {
             record.vm = Some(booting.vm().record());
+            record.machine_mib = size.memory_mib;
             record.fsd = ProcessId::of(booting.fsd().pid());
         })?;
         Ok(booting)
@@ -119,13 +135,7 @@ impl Monitor<'_> {
     /// Moves this process into the bundle's cgroup, so that all that it starts is born there.
     fn enter_cgroup(&mut self, size: Size) -> Result<(), Error> {
         let Some(cgroup) = &self.cgroup else { return Ok(()) };
-        let overhead = Overhead {
-            machine_mib: size.memory_mib,
-            memory_mib: self.config.cgroup.memory_overhead_mib,
-            cpu_percent: self.config.cgroup.cpu_overhead_percent,
-            tasks: TASKS_OVERHEAD,
-        };
-        match cgroup.enter(&Limits { resources: self.bundle.resources(), overhead }) {
+        match cgroup.enter(&limits(self.config, size.memory_mib, self.bundle.resources())) {
             Ok(member) => self.member = Some(member),
             Err(error) if self.request.rootless && error.is_denied() => {
                 tracing::warn!("going on without a cgroup: {}", log::chain(&error));
@@ -175,6 +185,7 @@ impl Monitor<'_> {
     }
 
     fn finish(&mut self, mut sandbox: Sandbox, pumps: Pumps) -> Result<u8, Error> {
+        self.watch_oom(&sandbox.agent);
         let processes = [sandbox.vm.pidfd(), sandbox.fsd.pidfd()];
         let result = wait::for_exit(&sandbox.agent, &self.request.id, "", &processes);
         match result {
@@ -183,7 +194,7 @@ impl Monitor<'_> {
                 pumps.finish();
                 self.timeline.mark("container.drained");
                 if exit.oom_kills > 0 {
-                    self.tell_oom();
+                    tell_oom(&self.bundle.dir);
                 }
                 sandbox.end(&mut self.timeline);
                 Ok(exit.code)
@@ -200,10 +211,24 @@ impl Monitor<'_> {
         }
     }
 
-    /// CRI-O looks for this file.
-    fn tell_oom(&self) {
-        if let Err(error) = std::fs::write(self.bundle.dir.join("oom"), "") {
-            tracing::warn!("cannot write {}: {error}", self.bundle.dir.join("oom").display());
+    /// A container may go on after one of its processes was killed: its caller learns of it at once.
+    fn watch_oom(&self, agent: &Agent) {
+        let (agent, id, bundle) = (agent.clone(), self.request.id.clone(), self.bundle.dir.clone());
+        let watch = move || {
+            if let Ok(OomWatch { kills: 1.., .. }) = agent.watch_oom(&id, 0) {
+                tell_oom(&bundle);
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("oom".into()).spawn(watch) {
+            tracing::warn!("cannot watch the container's memory: {error}");
         }
+    }
+}
+
+/// CRI-O looks for this file.
+fn tell_oom(bundle: &Path) {
+    let file = bundle.join("oom");
+    if let Err(error) = std::fs::write(&file, "") {
+        tracing::warn!("cannot write {}: {error}", file.display());
     }
 }

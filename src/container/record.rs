@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 use nix::unistd::{Uid, User};
-use oci_spec::runtime::{Hooks, Process};
+use oci_spec::runtime::{Hooks, LinuxResources, Process};
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::Bundle;
@@ -98,6 +98,12 @@ pub struct Record {
     /// The host's cgroups, to be removed.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
+    /// The container's limits, as last set; the host's cgroups have them plus an overhead.
+    #[serde(default)]
+    pub resources: LinuxResources,
+    /// The virtual machine's memory.
+    #[serde(default)]
+    pub machine_mib: u32,
 }
 
 impl Record {
@@ -118,6 +124,8 @@ impl Record {
             vm: None,
             fsd: None,
             cgroups: Vec::new(),
+            resources: bundle.resources().cloned().unwrap_or_default(),
+            machine_mib: 0,
         }
     }
 
@@ -354,6 +362,8 @@ mod tests {
             vm: None,
             fsd: None,
             cgroups: Vec::new(),
+            resources: LinuxResources::default(),
+            machine_mib: 0,
         }
     }
 
