@@ -40,6 +40,9 @@ _rt() {
             rt,help)
                 cmd="rt__subcmd__help"
                 ;;
+            rt,install)
+                cmd="rt__subcmd__install"
+                ;;
             rt,kill)
                 cmd="rt__subcmd__kill"
                 ;;
@@ -109,6 +112,9 @@ _rt() {
             rt__subcmd__help,help)
                 cmd="rt__subcmd__help__subcmd__help"
                 ;;
+            rt__subcmd__help,install)
+                cmd="rt__subcmd__help__subcmd__install"
+                ;;
             rt__subcmd__help,kill)
                 cmd="rt__subcmd__help__subcmd__kill"
                 ;;
@@ -161,7 +167,7 @@ _rt() {
 
     case "${cmd}" in
         rt)
-            opts="-v -h --debug --log --log-format --root --systemd-cgroup --rootless --criu --hypervisor --version --help checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help"
+            opts="-v -h --debug --log --log-format --root --systemd-cgroup --rootless --criu --hypervisor --version --help checkpoint create delete events exec features gc install kill list logs metrics pause ps restore resume run spec start state stats trace update help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -433,7 +439,7 @@ _rt() {
             return 0
             ;;
         rt__subcmd__help)
-            opts="checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help"
+            opts="checkpoint create delete events exec features gc install kill list logs metrics pause ps restore resume run spec start state stats trace update help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -545,6 +551,20 @@ _rt() {
             return 0
             ;;
         rt__subcmd__help__subcmd__help)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        rt__subcmd__help__subcmd__install)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -761,6 +781,28 @@ _rt() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        rt__subcmd__install)
+            opts="-n -h --dry-run --undo --into --binary --help crio containerd docker podman"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --into)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --binary)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;

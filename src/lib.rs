@@ -18,3 +18,4 @@ pub mod log;
 pub mod sandbox;
 pub mod share;
 pub mod sys;
+pub mod wiring;

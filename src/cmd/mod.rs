@@ -7,6 +7,7 @@ mod events;
 mod exec;
 mod features;
 mod gc;
+mod install;
 mod kill;
 mod list;
 mod logs;
@@ -121,6 +122,7 @@ enum Verb {
     Exec(Box<exec::Arguments>),
     Features(features::Arguments),
     Gc(gc::Arguments),
+    Install(install::Arguments),
     Kill(kill::Arguments),
     List(list::Arguments),
     Logs(logs::Arguments),
@@ -144,6 +146,7 @@ impl Verb {
             Self::Checkpoint(arguments) => arguments.run(),
             Self::Restore(arguments) => arguments.run(),
             Self::Features(arguments) => arguments.run(),
+            Self::Install(arguments) => arguments.run(),
             Self::Spec(arguments) => arguments.run(),
             Self::List(arguments) => arguments.run(global),
             Self::State(arguments) => arguments.run(global),
@@ -172,6 +175,7 @@ impl Verb {
             Self::Checkpoint(_)
             | Self::Restore(_)
             | Self::Features(_)
+            | Self::Install(_)
             | Self::List(_)
             | Self::Spec(_)
             | Self::State(_)

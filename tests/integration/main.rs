@@ -23,6 +23,7 @@ mod console_socket;
 mod crash;
 mod create;
 mod delete;
+mod deploy;
 mod dist;
 mod events;
 mod exit_code;
