@@ -7,6 +7,7 @@
 # make install  to PREFIX (/usr/local), below DESTDIR if set; make uninstall takes it away again
 # make deb      the same as a Debian package, in target/deb
 # make man      man pages and completions anew, from the definition of the command line
+# make conformance     runc's own test suite, with rt and with runc; MODE=passes: what is known to pass, with rt
 # make bench    what a start costs and where the time goes, with runc and crun beside it, here and in the KVM machine
 # make clean    removes target; what was made once a machine stays in ~/.cache/rt
 #
@@ -15,7 +16,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: run test build rt agent guest kernel quick-guest tuned-guest bundle lint unit-test integration integration-test test-callers dist install uninstall deb man bench clean
+.PHONY: run test build rt agent guest kernel quick-guest tuned-guest bundle lint unit-test integration integration-test test-callers conformance dist install uninstall deb man bench clean
 .NOTPARALLEL:
 
 PREFIX ?= /usr/local
@@ -35,6 +36,7 @@ run_packages := qemu-system-x86 busybox-static
 kernel_packages := gcc libc6-dev make flex bison bc perl libelf-dev libssl-dev binutils xz-utils cpio
 test_packages := $(run_packages) util-linux
 caller_packages := $(test_packages) conmon podman containerd docker.io python3
+conformance_packages := $(test_packages) bats gawk jq gcc libc6-dev dpkg-dev procps runc
 bench_packages := $(test_packages) runc crun
 
 # $(call need,PACKAGES): installs those that are missing.
@@ -110,6 +112,10 @@ integration-test:
 test-callers: rt guest
 	$(call need,$(caller_packages))
 	@tests/integration/callers/all.sh
+
+conformance: rt guest
+	$(call need,$(conformance_packages))
+	@tests/integration/conformance/run.sh $(or $(MODE),all)
 
 bench: integration
 	$(call need,$(bench_packages))

@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod bundle;
 pub mod cgroup;
+pub mod check;
 pub mod cmd;
 pub mod config;
 pub mod container;

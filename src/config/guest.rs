@@ -5,11 +5,11 @@
 //! `target/release/guest`) or in `../lib/rt/guest` of it (an installation). Tuned is preferred to quick.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::packed::Packed;
-use super::{Error, Hypervisor, cache};
+use super::{Config, Error, cache};
 
 const KERNEL: &str = "vmlinux";
 const INITRAMFS: &str = "initramfs.cpio";
@@ -39,15 +39,17 @@ impl Guest {
     /// The configured guest, or the first that is found.
     ///
     /// # Errors
-    /// [`Error::NoGuest`] with the places that were looked at; [`Error::HalfGuest`]; [`Error::Packed`].
-    pub fn find(hypervisor: &Hypervisor) -> Result<Self, Error> {
-        match (&hypervisor.kernel, &hypervisor.initramfs) {
+    /// [`Error::NoGuest`] with the places that were looked at; [`Error::GuestFile`] for a configured file that cannot be one;
+    /// [`Error::Packed`].
+    pub fn find(config: &Config) -> Result<Self, Error> {
+        match (&config.hypervisor.kernel, &config.hypervisor.initramfs) {
             (Some(kernel), Some(initramfs)) => {
+                check(config, "hypervisor.kernel", "kernel", kernel)?;
+                check(config, "hypervisor.initramfs", "initramfs", initramfs)?;
                 Ok(Self { kind: GuestKind::Configured, kernel: kernel.clone(), initramfs: initramfs.clone() })
             }
-            (Some(_), None) => Err(Error::HalfGuest("hypervisor.kernel")),
-            (None, Some(_)) => Err(Error::HalfGuest("hypervisor.initramfs")),
-            (None, None) => {
+            // The configuration's own check does not let one of them alone pass.
+            _ => {
                 let binary = std::env::current_exe().unwrap_or_default();
                 Self::find_inside(&binary)?.map_or_else(|| Self::find_beside(&binary), Ok)
             }
@@ -108,9 +110,34 @@ fn packed(binary: &Path) -> Result<Option<Packed>, cache::Error> {
     })
 }
 
+/// What can be told of a configured file before a machine is started with it.
+fn check(config: &Config, key: &str, what: &'static str, path: &Path) -> Result<(), Error> {
+    let mut start = [0; 4];
+    let mut read = || -> io::Result<bool> {
+        let mut file = File::open(path)?;
+        let is_file = file.metadata()?.is_file();
+        if is_file {
+            file.read_exact(&mut start)?;
+        }
+        Ok(is_file)
+    };
+    let reason = match read() {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => "it is empty".into(),
+        Err(error) => error.to_string(),
+        Ok(false) => "it is not a regular file".into(),
+        Ok(true) if what == "kernel" && start != *b"\x7fELF" => {
+            "it is not an uncompressed ELF kernel (vmlinux)".into()
+        }
+        Ok(true) => return Ok(()),
+    };
+    let mend = "correct the path, or leave hypervisor.kernel and hypervisor.initramfs out to have rt's own";
+    Err(Error::GuestFile { origin: config.origin(key), what, path: path.into(), reason, mend })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Hypervisor;
 
     #[test]
     fn tuned_is_preferred_and_a_kernel_alone_does_not_count() {
@@ -131,8 +158,26 @@ mod tests {
     }
 
     #[test]
-    fn half_a_configured_guest_is_an_error() {
-        let hypervisor = Hypervisor { kernel: Some("/k".into()), ..Hypervisor::default() };
-        assert!(matches!(Guest::find(&hypervisor), Err(Error::HalfGuest("hypervisor.kernel"))));
+    fn a_configured_file_that_cannot_be_one_is_told_with_its_origin() {
+        let root = tempfile::tempdir().unwrap();
+        let (kernel, initramfs) = (root.path().join("vmlinuz"), root.path().join("initramfs"));
+        let hypervisor = Hypervisor {
+            kernel: Some(kernel.clone()),
+            initramfs: Some(initramfs.clone()),
+            ..Hypervisor::default()
+        };
+        let mut config = Config { hypervisor, ..Config::default() };
+        config.origins.insert("hypervisor.kernel".into(), "/etc/rt/config.toml:3".into());
+        let error = || Guest::find(&config).unwrap_err().to_string();
+        let starts = |error: &str| error.starts_with("/etc/rt/config.toml:3: cannot use the kernel ");
+        assert!(starts(&error()) && error().contains("No such file"), "{}", error());
+        std::fs::write(&kernel, "").unwrap();
+        assert!(starts(&error()) && error().contains("it is empty"), "{}", error());
+        std::fs::write(&kernel, "MZ and more").unwrap();
+        assert!(starts(&error()) && error().contains("not an uncompressed ELF kernel"), "{}", error());
+        std::fs::write(&kernel, "\x7fELF").unwrap();
+        assert!(error().contains("the initramfs"), "{}", error());
+        std::fs::write(&initramfs, "070701").unwrap();
+        assert_eq!(Guest::find(&config).unwrap().kind, GuestKind::Configured);
     }
 }

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bundle::Bundle;
 use crate::hypervisor::VmRecord;
+use crate::share::Used;
 use crate::sys::pidfd::ProcessId;
 
 /// Changes when an older rt could not read the record.
@@ -99,6 +100,15 @@ pub struct Record {
     /// The host's cgroups, to be removed.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
+    /// The container whose machine this one has joined: `vm` is that one's then, and not this container's to end.
+    #[serde(default)]
+    pub sandbox: Option<String>,
+    /// What it uses of the machine's share.
+    #[serde(default)]
+    pub share: Vec<Used>,
+    /// The monitor is a process that stands for other containers, too.
+    #[serde(default)]
+    pub shared_monitor: bool,
 }
 
 impl Record {
@@ -119,6 +129,9 @@ impl Record {
             vm: None,
             fsd: None,
             cgroups: Vec::new(),
+            sandbox: None,
+            share: Vec::new(),
+            shared_monitor: false,
         }
     }
 
@@ -373,6 +386,9 @@ mod tests {
             vm: None,
             fsd: None,
             cgroups: Vec::new(),
+            sandbox: None,
+            share: Vec::new(),
+            shared_monitor: false,
         }
     }
 

@@ -60,6 +60,8 @@ enum Report {
 
 const ORDER: i32 = 3;
 const REPORT: i32 = 4;
+/// The exit code of a monitor whose container or process was lost: its machine died, most likely.
+const LOST: u8 = 255;
 /// A report is one error message.
 const MAX_REPORT: u64 = 64 << 10;
 
@@ -148,10 +150,11 @@ pub fn main(_arguments: &[OsString]) -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             let text = log::chain(&error);
-            if !reporter.send(&Report::Failed(text.clone())) {
-                tracing::error!("{text}");
+            if reporter.send(&Report::Failed(text.clone())) {
+                return ExitCode::FAILURE;
             }
-            ExitCode::FAILURE
+            tracing::error!("{text}");
+            ExitCode::from(LOST)
         }
     }
 }

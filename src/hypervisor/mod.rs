@@ -33,6 +33,8 @@ pub struct VmSpec {
     pub initramfs: PathBuf,
     /// Added to what the backend's own machine needs on the command line.
     pub kernel_parameters: String,
+    /// Whether the guest has a virtio-rng device.
+    pub entropy: bool,
     /// Shows the whole guest console, not only warnings and panics.
     pub console: bool,
     /// Exists, private to this sandbox; the backend may keep sockets in it.
@@ -98,6 +100,9 @@ pub trait Vm {
     /// # Errors
     /// [`Error::Deadline`] when `deadline` passes first.
     fn accept(&mut self, deadline: Instant) -> Result<OwnedFd, Error>;
+
+    /// Kills the VMM process and does not wait for its end.
+    fn kill(&self);
 
     /// Kills the VMM process if it still runs, reaps it, removes what the backend laid into `state_dir`, and tells how it ended. Idempotent.
     fn end(&mut self) -> Ending;

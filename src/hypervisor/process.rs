@@ -17,13 +17,12 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::Pid;
 
 use super::console::Console;
 use super::{Ending, Error};
 use crate::jail::Child;
+use crate::sys::process;
 
 /// So much is kept of each stream: its end.
 const RING_BYTES: usize = 64 * 1024;
@@ -135,9 +134,13 @@ impl VmmProcess {
         self.so_far(self.status.as_deref().unwrap_or_default())
     }
 
-    /// A process that has ended already is not touched by the signal: how it ended by itself is what is told.
+    /// SIGKILL, which a process that has ended already is not touched by: how it ended by itself is what is told.
+    pub fn kill(&self) {
+        process::kill(self.pidfd());
+    }
+
     fn reap(&self) -> String {
-        let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
+        self.kill();
         loop {
             return match waitid(Id::PIDFd(self.pidfd()), WaitPidFlag::WEXITED) {
                 Ok(WaitStatus::Exited(_, code)) => match (self.explain)(code) {

@@ -4,9 +4,6 @@ use oci_spec::runtime::LinuxResources;
 
 use crate::config::Hypervisor;
 
-/// The most that a VM may have.
-const MAX_VCPUS: u64 = 32;
-const MAX_MEMORY_MIB: u64 = 65_536;
 /// The kernel keeps a 64-byte structure for each page of 4 KiB.
 const PAGES_PER_STRUCTURE: u64 = 64;
 /// The kernel's default where a quota comes without a period, in microseconds.
@@ -23,23 +20,24 @@ impl Size {
     /// For a container with these limits.
     ///
     /// - Processors: as many as the quota is worth, rounded up, or as the set of CPUs has, whichever is less; at
-    ///   least the configured number, since that is what an operator wants everywhere, at most 32.
+    ///   least the configured number, since that is what an operator wants everywhere, at most the configured maximum.
     /// - Memory: the limit, the configured overhead for kernel and agent, and what the kernel needs to manage
-    ///   the whole; without a limit the configured memory.
+    ///   the whole, at most the configured maximum; without a limit the configured memory.
     pub fn new(resources: Option<&LinuxResources>, hypervisor: &Hypervisor) -> Self {
-        let vcpus = resources.and_then(cpus).unwrap_or(0).clamp(hypervisor.vcpus.into(), MAX_VCPUS);
+        let vcpus =
+            resources.and_then(cpus).unwrap_or(0).clamp(hypervisor.vcpus.into(), hypervisor.max_vcpus.into());
         let limit = resources.and_then(|resources| resources.memory().as_ref()?.limit());
         let memory_mib = match limit.map(u64::try_from) {
             Some(Ok(limit @ 1..)) => {
                 let net = limit.div_ceil(1 << 20).saturating_add(hypervisor.memory_overhead_mib.into());
-                net.saturating_add(net.div_ceil(PAGES_PER_STRUCTURE)).min(MAX_MEMORY_MIB)
+                net.saturating_add(net.div_ceil(PAGES_PER_STRUCTURE)).min(hypervisor.max_memory_mib.into())
             }
             // None, or -1 or 0 for none.
             _ => hypervisor.memory_mib.into(),
         };
         Self {
-            vcpus: u8::try_from(vcpus).expect("at most 32"),
-            memory_mib: u32::try_from(memory_mib).expect("at most 65,536"),
+            vcpus: u8::try_from(vcpus).expect("at most max_vcpus"),
+            memory_mib: u32::try_from(memory_mib).expect("at most max_memory_mib"),
         }
     }
 }
@@ -114,6 +112,14 @@ mod tests {
         let hypervisor = Hypervisor { vcpus: 4, ..Hypervisor::default() };
         let resources: LinuxResources = serde_json::from_value(json!({"cpu": {"quota": 100_000}})).unwrap();
         assert_eq!(Size::new(Some(&resources), &hypervisor).vcpus, 4);
+    }
+
+    #[test]
+    fn no_machine_is_larger_than_the_maxima() {
+        let hypervisor = Hypervisor { max_vcpus: 2, max_memory_mib: 512, ..Hypervisor::default() };
+        let limits = json!({"cpu": {"quota": 800_000}, "memory": {"limit": 1 << 30}});
+        let resources: LinuxResources = serde_json::from_value(limits).unwrap();
+        assert_eq!(Size::new(Some(&resources), &hypervisor), Size { vcpus: 2, memory_mib: 512 });
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vhost::VhostBackend;
 
+use rt::config::Cache;
 use rt::fsd::{self, Entry, Fsd, FsdSpec};
 use rt::jail::{self, Bind, Child, Device, Jail, Limits, Root, Spawn, System, User, enter};
 use rt::sys::{fd, process};
@@ -225,7 +226,12 @@ fn serve(entries: &[(&str, &Path, bool)]) -> Result<(Fsd, OwnedFd), fsd::Error> 
         source: source.to_path_buf(),
         readonly: *readonly,
     };
-    let spec = FsdSpec { id: "test".into(), entries: entries.iter().map(entry).collect() };
+    let spec = FsdSpec {
+        id: "test".into(),
+        entries: entries.iter().map(entry).collect(),
+        cache: Cache::default(),
+        grows: false,
+    };
     let (socket, client) = fsd::socket()?;
     let mut server = fsd::launch(&spec, socket)?;
     server.ready(Instant::now() + Duration::from_secs(20))?;
@@ -276,7 +282,9 @@ fn a_file_server_answers() {
     let (socket, client) = fsd::socket().unwrap();
     let entries = vec![Entry { name: "a".into(), source: "/etc".into(), readonly: true }];
     let start = Instant::now();
-    let _server = fsd::launch(&FsdSpec { id: "test".into(), entries }, socket).unwrap();
+    let _server =
+        fsd::launch(&FsdSpec { id: "test".into(), entries, cache: Cache::default(), grows: false }, socket)
+            .unwrap();
     let frontend = vhost::vhost_user::Frontend::from_stream(client.into(), 2);
     let features = frontend.get_features().unwrap();
     println!("jail: a file server answered after {:?}", start.elapsed());

@@ -26,7 +26,7 @@ mod probe;
 mod vcpu;
 mod vmm;
 
-pub use probe::{Unusable, probe};
+pub use probe::{DEVICE, Step, Unusable, address_bits, examine, probe};
 
 /// In the sandbox's state directory.
 const VSOCK: &str = "vsock.sock";
@@ -102,6 +102,10 @@ impl Vm for KvmVm {
             }
             Err(source) => Err(VmError::Launch { what: "its uplink", source }),
         }
+    }
+
+    fn kill(&self) {
+        self.process.kill();
     }
 
     fn end(&mut self) -> Ending {

@@ -31,7 +31,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, pipe2};
 
 pub use command_line::Accelerator;
-pub use find::{MINIMUM_VERSION, find};
+pub use find::{MINIMUM_VERSION, accelerators, find, version};
 
 use super::process::VmmProcess;
 use super::{Ending, Error, Hypervisor, Kind, Vm, VmFds, VmRecord, VmSpec, vsock};
@@ -118,6 +118,10 @@ impl Vm for QemuVm {
             Err(other) => Err(other),
             Ok(()) => vsock::receive_connection(&self.uplink).map_err(|_| self.explain_lost_uplink()),
         }
+    }
+
+    fn kill(&self) {
+        self.qemu.kill();
     }
 
     fn end(&mut self) -> Ending {
