@@ -358,8 +358,9 @@ pub fn is_live(store: &Store, id: &str) -> Result<bool, Error> {
 /// # Errors
 /// There is no such container, or the console cannot be read.
 pub fn console(store: &Store, id: &str) -> Result<String, Error> {
-    store.read(id)?;
-    hypervisor::console(&store.path(id)).map_err(super::system("read the guest's console"))
+    let record = store.read(id)?;
+    let machine = record.sandbox.as_deref().unwrap_or(id);
+    hypervisor::console(&store.path(machine)).map_err(super::system("read the guest's console"))
 }
 
 fn live(store: &Store, config: &Config, id: &str) -> Result<Agent, Error> {

@@ -25,6 +25,7 @@ mod crash;
 mod create;
 mod crio;
 mod delete;
+mod deploy;
 mod dist;
 mod events;
 mod exec;
