@@ -166,6 +166,7 @@ impl Store {
         let mut private = DirBuilder::new();
         private.mode(0o700);
         private.recursive(true).create(&self.root).map_err(failed(&self.root))?;
+        self.sweep();
         // '~' is in no ID, and the PID is this process's own.
         let draft = self.root.join(format!("~{}", std::process::id()));
         private.recursive(false).create(&draft).map_err(failed(&draft))?;
@@ -179,6 +180,19 @@ impl Store {
             })
         });
         result.inspect_err(|_| drop(std::fs::remove_dir_all(&draft)))
+    }
+
+    /// Removes the drafts of processes that were killed before they had an ID, and of one that had this process's PID.
+    pub fn sweep(&self) {
+        let own = std::process::id();
+        for entry in std::fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let maker = name.to_str().and_then(|name| name.strip_prefix('~')?.parse::<u32>().ok());
+            if maker.is_some_and(|pid| pid == own || !Path::new("/proc").join(pid.to_string()).exists()) {
+                // Another sweep may have been quicker.
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
     }
 
     /// Changes the record of an existing container, under its lock, and gives it as it is then.
@@ -372,6 +386,21 @@ mod tests {
         store.lock("a").unwrap().remove().unwrap();
         assert_eq!(store.lock("a").unwrap_err().to_string(), "container does not exist: a");
         store.create(&record("a")).unwrap();
+    }
+
+    #[test]
+    fn drafts_of_the_dead_are_swept() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::new(root.path().into());
+        // Above the kernel's highest PID; one that lives; this one's, of an earlier life.
+        for pid in [1 << 23, 1, std::process::id()] {
+            std::fs::create_dir(root.path().join(format!("~{pid}"))).unwrap();
+        }
+        store.create(&record("a")).unwrap();
+        let mut names: Vec<_> =
+            std::fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["a", "~1"]);
     }
 
     #[test]
