@@ -11,8 +11,8 @@ use libseccomp::error::SeccompError;
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use oci_spec::runtime::{
-    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator,
-    LinuxSyscall,
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompFilterFlag,
+    LinuxSeccompOperator, LinuxSyscall,
 };
 
 /// A filter as the kernel takes it.
@@ -136,11 +136,13 @@ fn operator(operator: LinuxSeccompOperator, first: u64, second: u64) -> (ScmpCom
 /// under the value as the mask.
 pub fn for_libcontainer(profile: &LinuxSeccomp) -> LinuxSeccomp {
     let exchanged = |argument: &LinuxSeccompArg| match argument.op() {
-        LinuxSeccompOperator::ScmpCmpMaskedEq => {
-            let mut exchanged = *argument;
-            exchanged.set_value(argument.value_two().unwrap_or(0)).set_value_two(Some(argument.value()));
-            exchanged
-        }
+        LinuxSeccompOperator::ScmpCmpMaskedEq => LinuxSeccompArgBuilder::default()
+            .index(argument.index())
+            .op(argument.op())
+            .value(argument.value_two().unwrap_or(0))
+            .value_two(argument.value())
+            .build()
+            .expect("every field has a default"),
         _ => *argument,
     };
     let mut profile = profile.clone();
