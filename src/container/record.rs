@@ -10,6 +10,7 @@ use std::fs::{DirBuilder, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
@@ -19,6 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::bundle::Bundle;
 use crate::hypervisor::VmRecord;
+use crate::sandbox::Size;
+use crate::share::Used;
 use crate::sys::pidfd::ProcessId;
 
 /// Changes when an older rt could not read the record.
@@ -95,9 +98,21 @@ pub struct Record {
     pub monitor: Option<ProcessId>,
     pub vm: Option<VmRecord>,
     pub fsd: Option<ProcessId>,
+    /// Of the machine that it has started.
+    #[serde(default)]
+    pub size: Option<Size>,
     /// The host's cgroups, to be removed.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
+    /// The container whose machine this one has joined: `vm` is that one's then, and not this container's to end.
+    #[serde(default)]
+    pub sandbox: Option<String>,
+    /// What it uses of the machine's share.
+    #[serde(default)]
+    pub share: Vec<Used>,
+    /// The monitor is a process that stands for other containers, too.
+    #[serde(default)]
+    pub shared_monitor: bool,
 }
 
 impl Record {
@@ -117,7 +132,11 @@ impl Record {
             monitor: None,
             vm: None,
             fsd: None,
+            size: None,
             cgroups: Vec::new(),
+            sandbox: None,
+            share: Vec::new(),
+            shared_monitor: false,
         }
     }
 
@@ -167,8 +186,8 @@ impl Store {
         private.mode(0o700);
         private.recursive(true).create(&self.root).map_err(failed(&self.root))?;
         self.sweep();
-        // '~' is in no ID, and the PID is this process's own.
-        let draft = self.root.join(format!("~{}", std::process::id()));
+        // '~' is in no ID, and the number is this thread's own.
+        let draft = self.root.join(format!("~{}", nix::unistd::gettid()));
         private.recursive(false).create(&draft).map_err(failed(&draft))?;
         let path = self.path(&record.id);
         let result = write(&draft, record).and_then(|()| {
@@ -182,15 +201,14 @@ impl Store {
         result.inspect_err(|_| drop(std::fs::remove_dir_all(&draft)))
     }
 
-    /// Removes the drafts of processes that were killed before they had an ID, and of one that had this process's PID.
+    /// Removes the drafts of threads that are gone, and of one that had this thread's number.
     pub fn sweep(&self) {
-        let own = std::process::id();
-        for entry in std::fs::read_dir(&self.root).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let maker = name.to_str().and_then(|name| name.strip_prefix('~')?.parse::<u32>().ok());
-            if maker.is_some_and(|pid| pid == own || !Path::new("/proc").join(pid.to_string()).exists()) {
+        let own = nix::unistd::gettid().as_raw();
+        for (path, maker, _) in self.drafts().unwrap_or_default() {
+            // A thread's number is found in /proc, too, if not listed there.
+            if maker == own || !Path::new("/proc").join(maker.to_string()).exists() {
                 // Another sweep may have been quicker.
-                let _ = std::fs::remove_dir_all(entry.path());
+                let _ = std::fs::remove_dir_all(path);
             }
         }
     }
@@ -254,6 +272,24 @@ impl Store {
         let uid = std::fs::metadata(self.path(id))?.uid();
         let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
         Ok(user.map_or_else(|| format!("#{uid}"), |user| user.name))
+    }
+
+    /// State directories that have not got their ID yet: path, the PID of the maker, age.
+    ///
+    /// # Errors
+    /// [`Error::System`]; a root that does not exist holds none.
+    pub fn drafts(&self) -> Result<Vec<(PathBuf, i32, Duration)>, Error> {
+        let failed = |source| Error::System { what: "list", path: self.root.clone(), source };
+        let entries = match std::fs::read_dir(&self.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(failed)?,
+        };
+        let draft = |entry: std::fs::DirEntry| {
+            let pid = entry.file_name().to_str()?.strip_prefix('~')?.parse().ok()?;
+            let made = entry.metadata().ok()?.modified().ok()?;
+            Some((entry.path(), pid, made.elapsed().unwrap_or_default()))
+        };
+        Ok(entries.flatten().filter_map(draft).collect())
     }
 
     /// The IDs of all containers, sorted.
@@ -367,7 +403,11 @@ mod tests {
             monitor: ProcessId::of(std::process::id() as i32),
             vm: None,
             fsd: None,
+            size: None,
             cgroups: Vec::new(),
+            sandbox: None,
+            share: Vec::new(),
+            shared_monitor: false,
         }
     }
 
@@ -392,8 +432,8 @@ mod tests {
     fn drafts_of_the_dead_are_swept() {
         let root = tempfile::tempdir().unwrap();
         let store = Store::new(root.path().into());
-        // Above the kernel's highest PID; one that lives; this one's, of an earlier life.
-        for pid in [1 << 23, 1, std::process::id()] {
+        // Above the kernel's highest number; one that lives; this thread's, of an earlier life.
+        for pid in [1 << 23, 1, nix::unistd::gettid().as_raw()] {
             std::fs::create_dir(root.path().join(format!("~{pid}"))).unwrap();
         }
         store.create(&record("a")).unwrap();

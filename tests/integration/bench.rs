@@ -69,6 +69,7 @@ fn all() {
     let mut table = Table::default();
     starts(&mut table);
     memory(&mut table);
+    pods(&mut table);
     sizes(&mut table);
     instructions(&mut table);
     throughput(&mut table);
@@ -136,7 +137,8 @@ fn starts(table: &mut Table) {
         let args = ["--root", &root, "run", "--trace", &trace, "-b", &dir];
         let (begin, end, took) = run(&rt_binary(), &args).unwrap_or_else(|error| panic!("rt: {error}"));
         wall.push(took);
-        let marks: Vec<Value> = serde_json::from_slice(&fs::read(&trace).unwrap()).unwrap();
+        let mut marks: Vec<Value> = serde_json::from_slice(&fs::read(&trace).unwrap()).unwrap();
+        marks.retain(|mark| mark["ph"] == "X");
         let mut last = ("caller".to_owned(), begin);
         let marks = marks.iter().map(|mark| {
             (mark["name"].as_str().unwrap().to_owned(), mark["ns"].as_u64().unwrap() as f64 / 1e6)
@@ -206,6 +208,41 @@ fn memory(table: &mut Table) {
     }
     running.signal(nix::sys::signal::Signal::SIGKILL);
     running.end();
+}
+
+/// What the second container of a pod costs beside the first.
+fn pods(table: &mut Table) {
+    let (kind, pod) = ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id");
+    let mut first = Bundle::new();
+    first.config["annotations"] = json!({kind: "sandbox", pod: first.id});
+    let mut second = Bundle::new();
+    second.root = first.root.clone();
+    second.config["annotations"] = json!({kind: "container", pod: first.id});
+    let bundles = [&mut first, &mut second].map(|bundle| {
+        bundle.args(&["/bin/sleep", "1000"]);
+        &*bundle
+    });
+    let mut took = [Vec::new(), Vec::new()];
+    for round in 0..ROUNDS {
+        let containers = [0, 1].map(|number| {
+            let begin = monotonic_ms();
+            let container = bundles[number].create(&[]);
+            container.start();
+            took[number].push(monotonic_ms() - begin);
+            container
+        });
+        if round == 0 {
+            let processes = host(&format!("pgrep -f '{}|{}' | wc -l", bundles[0].id, bundles[1].id));
+            table.row("processes of a pod of two containers", processes.parse().unwrap(), "", None);
+        }
+        let [sandbox, member] = containers;
+        drop(member);
+        drop(sandbox);
+    }
+    let [mut first, mut second] = took;
+    let (first, second) = (median(&mut first), median(&mut second));
+    table.row("first container of a pod, create + start", first, "ms", None);
+    table.row("second container of a pod, create + start", second, "ms", Some(first / 4.0));
 }
 
 fn sizes(table: &mut Table) {

@@ -136,13 +136,14 @@ fn operator(operator: LinuxSeccompOperator, first: u64, second: u64) -> (ScmpCom
 /// under the value as the mask.
 pub fn for_libcontainer(profile: &LinuxSeccomp) -> LinuxSeccomp {
     let exchanged = |argument: &LinuxSeccompArg| match argument.op() {
-        LinuxSeccompOperator::ScmpCmpMaskedEq => LinuxSeccompArgBuilder::default()
-            .index(argument.index())
-            .op(argument.op())
-            .value(argument.value_two().unwrap_or(0))
-            .value_two(argument.value())
-            .build()
-            .expect("every field has a default"),
+        LinuxSeccompOperator::ScmpCmpMaskedEq => {
+            let exchanged = LinuxSeccompArgBuilder::default()
+                .index(argument.index())
+                .value(argument.value_two().unwrap_or(0))
+                .value_two(argument.value())
+                .op(argument.op());
+            exchanged.build().expect("every field has a default")
+        }
         _ => *argument,
     };
     let mut profile = profile.clone();
