@@ -105,6 +105,8 @@ test-callers: rt guest
 
 bench: integration
 	$(call need,$(bench_packages))
+	cargo build --release --locked --example boot
+	@tests/integration/place.sh $(cargo_target)/$(triple)/release/examples/boot target/test/boot
 	@tests/integration/all.sh bench
 
 clean:
