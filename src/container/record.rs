@@ -10,6 +10,7 @@ use std::fs::{DirBuilder, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
@@ -19,6 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::bundle::Bundle;
 use crate::hypervisor::VmRecord;
+use crate::sandbox::Size;
+use crate::share::Used;
 use crate::sys::pidfd::ProcessId;
 
 /// Changes when an older rt could not read the record.
@@ -95,9 +98,21 @@ pub struct Record {
     pub monitor: Option<ProcessId>,
     pub vm: Option<VmRecord>,
     pub fsd: Option<ProcessId>,
+    /// Of the machine that it has started.
+    #[serde(default)]
+    pub size: Option<Size>,
     /// The host's cgroups, to be removed.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
+    /// The container whose machine this one has joined: `vm` is that one's then, and not this container's to end.
+    #[serde(default)]
+    pub sandbox: Option<String>,
+    /// What it uses of the machine's share.
+    #[serde(default)]
+    pub share: Vec<Used>,
+    /// The monitor is a process that stands for other containers, too.
+    #[serde(default)]
+    pub shared_monitor: bool,
 }
 
 impl Record {
@@ -117,7 +132,11 @@ impl Record {
             monitor: None,
             vm: None,
             fsd: None,
+            size: None,
             cgroups: Vec::new(),
+            sandbox: None,
+            share: Vec::new(),
+            shared_monitor: false,
         }
     }
 
@@ -166,8 +185,8 @@ impl Store {
         let mut private = DirBuilder::new();
         private.mode(0o700);
         private.recursive(true).create(&self.root).map_err(failed(&self.root))?;
-        // '~' is in no ID, and the PID is this process's own.
-        let draft = self.root.join(format!("~{}", std::process::id()));
+        // '~' is in no ID, and the number is this thread's own.
+        let draft = self.root.join(format!("~{}", nix::unistd::gettid()));
         private.recursive(false).create(&draft).map_err(failed(&draft))?;
         let path = self.path(&record.id);
         let result = write(&draft, record).and_then(|()| {
@@ -240,6 +259,24 @@ impl Store {
         let uid = std::fs::metadata(self.path(id))?.uid();
         let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
         Ok(user.map_or_else(|| format!("#{uid}"), |user| user.name))
+    }
+
+    /// State directories that have not got their ID yet: path, the PID of the maker, age.
+    ///
+    /// # Errors
+    /// [`Error::System`]; a root that does not exist holds none.
+    pub fn drafts(&self) -> Result<Vec<(PathBuf, i32, Duration)>, Error> {
+        let failed = |source| Error::System { what: "list", path: self.root.clone(), source };
+        let entries = match std::fs::read_dir(&self.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(failed)?,
+        };
+        let draft = |entry: std::fs::DirEntry| {
+            let pid = entry.file_name().to_str()?.strip_prefix('~')?.parse().ok()?;
+            let made = entry.metadata().ok()?.modified().ok()?;
+            Some((entry.path(), pid, made.elapsed().unwrap_or_default()))
+        };
+        Ok(entries.flatten().filter_map(draft).collect())
     }
 
     /// The IDs of all containers, sorted.
@@ -353,7 +390,11 @@ mod tests {
             monitor: ProcessId::of(std::process::id() as i32),
             vm: None,
             fsd: None,
+            size: None,
             cgroups: Vec::new(),
+            sandbox: None,
+            share: Vec::new(),
+            shared_monitor: false,
         }
     }
 

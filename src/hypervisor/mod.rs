@@ -9,11 +9,14 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+mod console;
 pub mod kvm;
 pub mod process;
 pub mod qemu;
 pub mod select;
 pub mod vsock;
+
+pub use console::read as console;
 
 /// A virtual machine to be started. Plain data.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,6 +33,8 @@ pub struct VmSpec {
     pub initramfs: PathBuf,
     /// Added to what the backend's own machine needs on the command line.
     pub kernel_parameters: String,
+    /// Whether the guest has a virtio-rng device.
+    pub entropy: bool,
     /// Shows the whole guest console, not only warnings and panics.
     pub console: bool,
     /// Exists, private to this sandbox; the backend may keep sockets in it.

@@ -121,9 +121,9 @@ fn settings(kernel: &Path, initramfs: &Path) -> String {
 }
 
 fn answers_within(limit: Duration, kernel: &Path, initramfs: &Path) -> String {
-    let timeout_ms = limit.as_millis();
+    let boot_timeout_ms = limit.as_millis();
     format!(
-        "[agent]\ntimeout_ms = {timeout_ms}\n[hypervisor]\nkernel = {kernel:?}\ninitramfs = {initramfs:?}\n"
+        "[agent]\nboot_timeout_ms = {boot_timeout_ms}\n[hypervisor]\nkernel = {kernel:?}\ninitramfs = {initramfs:?}\n"
     )
 }
 
@@ -275,8 +275,9 @@ fn settings_are_checked() {
     for (text, words) in [
         ("[hypervisor]\nvcpus = 0\n", &["hypervisor.vcpus", "rt.toml"][..]),
         ("[hypervisor]\nmemory_mib = 1\n", &["hypervisor.memory_mib"]),
-        ("[hypervisor]\nmemory = 1\n", &["memory", "line 2"]),
-        ("no toml", &["rt.toml"]),
+        ("[hypervisor]\nmemory = 1\n", &["rt.toml:2: ", "hypervisor.memory;", "hypervisor.memory_mib"]),
+        ("no toml", &["rt.toml:1:", "no TOML"]),
+        ("[hypervisor]\nvcpus = 4\nmax_vcpus = 2\n", &["rt.toml:2", "rt.toml:3", "lower the first"]),
     ] {
         bundle.settings = text.into();
         let ended = bundle.call().end();

@@ -63,7 +63,7 @@ impl Bundle {
 
     /// Where the state of this bundle's containers is.
     pub fn state_root(&self) -> PathBuf {
-        self.path("run")
+        self.root.clone()
     }
 
     /// `rt create` with these flags. What the container writes is found by [`Container::out`].
@@ -131,6 +131,25 @@ impl Container<'_> {
     #[track_caller]
     pub fn pid(&self) -> i32 {
         i32::try_from(self.state()["pid"].as_i64().unwrap()).unwrap()
+    }
+
+    /// Another process in the container, to its end.
+    #[track_caller]
+    pub fn exec(&self, script: &str) -> Ended {
+        self.bundle.rt(&["exec", &self.bundle.id, "/bin/sh", "-c", script])
+    }
+
+    /// Waits for the end of the process that stood for the container: its exit code, or 128 + signal.
+    #[track_caller]
+    pub fn exit_code(&self, pid: i32) -> i32 {
+        let deadline = Instant::now() + patience(LIMIT_S);
+        loop {
+            match leftovers::exit_code(pid) {
+                Some(code) => return code,
+                None if Instant::now() > deadline => panic!("{pid} does not end: {}", self.state()),
+                None => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
     }
 
     /// The directory of the record.
