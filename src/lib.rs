@@ -1,7 +1,7 @@
 //! rt: an OCI runtime that runs every container in its own lightweight virtual machine.
 //!
 //! The rooms depend on each other downwards only:
-//! `cmd -> container -> sandbox -> {share, net, agent, hypervisor, fsd} -> {devices, jail} -> sys`;
+//! `cmd, shim -> container -> sandbox -> {share, net, agent, hypervisor, fsd} -> {devices, jail} -> sys`;
 //! `bundle` and `config` are data that everyone may read. docs/decisions says why.
 
 pub mod agent;
@@ -19,4 +19,6 @@ pub mod log;
 pub mod net;
 pub mod sandbox;
 pub mod share;
+pub mod shim;
 pub mod sys;
+pub mod wiring;

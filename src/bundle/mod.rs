@@ -5,12 +5,14 @@
 //! the field.
 
 mod guest_spec;
+mod role;
 
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxResources, LinuxSeccompAction, LinuxSyscall, Spec};
 
-pub use guest_spec::{GuestPaths, guest_spec, is_bind};
+pub use guest_spec::{GuestNamespaces, GuestPaths, guest_spec, is_bind};
+pub use role::{Error as RoleError, Role};
 
 /// A validated bundle.
 #[derive(Debug, Clone)]
@@ -89,6 +91,19 @@ impl Bundle {
     /// The host's cgroup for the container.
     pub fn cgroups_path(&self) -> Option<&Path> {
         self.spec.linux().as_ref()?.cgroups_path().as_deref().filter(|path| !path.as_os_str().is_empty())
+    }
+
+    /// Which virtual machine the container belongs into.
+    ///
+    /// # Errors
+    /// [`RoleError`]
+    pub fn role(&self) -> Result<Role, RoleError> {
+        self.spec.annotations().as_ref().map_or(Ok(Role::Alone), Role::of)
+    }
+
+    /// What all containers of this sandbox may use together, as far as its annotations tell.
+    pub fn sandbox_resources(&self) -> Option<LinuxResources> {
+        role::sandbox_resources(self.spec.annotations().as_ref()?)
     }
 
     /// The limits of the container.

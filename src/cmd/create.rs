@@ -78,6 +78,7 @@ impl Creation {
             start: false,
             keep: true,
             trace: None,
+            shared_monitor: false,
         })
     }
 

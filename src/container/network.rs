@@ -1,5 +1,5 @@
 //! A container's network namespace: entered by its monitor, so that hooks and callers find it there, and kept in step with the sandbox's
-//! network from then on ([`Watcher`]).
+//! network from then on ([`Watched`]).
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -15,7 +15,8 @@ use super::record::{Error as StateError, Record, State, Status, Store};
 use super::{Error, system};
 use crate::agent::Agent;
 use crate::config::{self, HostNetwork};
-use crate::net::{self, Events, Namespace, Wanted};
+use crate::net::{self, Events, Layout, Namespace, Wanted};
+use crate::sandbox::Size;
 use crate::sandbox::network::{Error as NetworkError, Network};
 
 /// Changes come in bursts: what makes an interface takes several steps. So long after the last one they are looked at.
@@ -39,41 +40,42 @@ impl Choice {
         }
     }
 
-    /// Moves this process's main thread, and with it the process as others see it, there.
+    /// The namespace, into which this thread has moved, so that others find it by this process's PID. A process that stands for
+    /// several containers stays where it is.
     ///
     /// # Errors
     /// [`net::Error`]
-    pub fn enter(&self) -> Result<(), Error> {
+    pub fn enter(&self, shared: bool) -> Result<Namespace, Error> {
         match self {
-            Self::Existing(namespace) => Ok(namespace.enter()?),
-            Self::New => Ok(net::make()?),
+            Self::Existing(namespace) => {
+                if !shared {
+                    namespace.enter()?;
+                }
+                Ok(namespace.try_clone()?)
+            }
+            Self::New if shared => Ok(Namespace::new()?),
+            Self::New => {
+                net::make()?;
+                Ok(Namespace::own()?)
+            }
         }
     }
 
-    /// The network of a sandbox in it, before anything is done.
-    pub fn network(&self, config: &config::Network, vcpus: u8) -> Network {
+    /// The network of a sandbox of this size in it, before anything is done.
+    pub fn network(&self, config: &config::Network, namespace: &Namespace, size: Option<Size>) -> Network {
         let path = match self {
             Self::Existing(namespace) => Some(namespace.name().to_owned()),
             Self::New => None,
         };
-        Network::new(path, config, vcpus)
+        Network::new(path, namespace.held(), config, size.map_or(1, |size| size.vcpus))
     }
 }
 
-/// The host's half, for a sandbox that boots: plugs what is in the namespace. Gives what the guest is to be told.
-///
-/// # Errors
-/// [`Error::Network`], [`Error::State`]
-pub fn attach(state: &State, record: &mut Record) -> Result<net::Layout, Error> {
-    let (Some(vm), Some(monitor)) = (record.vm.clone(), record.monitor) else {
-        return Err(Error::NotRunning);
-    };
-    if !record.network.is_used() {
-        return Ok(net::Layout::default());
-    }
-    let namespace = Namespace::of_process(monitor.pid)?;
+/// The host's half: plugs what is in the namespace. Gives what the guest is to be told.
+fn attach(state: &State, record: &mut Record, namespace: &Namespace) -> Result<Layout, Error> {
+    let Some(vm) = record.vm.clone() else { return Err(Error::NotRunning) };
     let mut network = record.network.clone();
-    let result = network.attach(&namespace, &vm, &mut |network| {
+    let result = network.attach(namespace, &vm, &mut |network| {
         record.network = network.clone();
         state.write(record).map_err(|error| NetworkError::Record(Box::new(error)))
     });
@@ -81,45 +83,112 @@ pub fn attach(state: &State, record: &mut Record) -> Result<net::Layout, Error> 
     Ok(result?)
 }
 
-/// Both halves: afterwards the guest has what is in the namespace.
+/// Both halves: afterwards the guest has what is in the namespace. The caller writes the record.
 ///
 /// # Errors
 /// [`Error::Network`], [`Error::State`]
 pub fn sync(state: &State, record: &mut Record, agent: &Agent) -> Result<(), Error> {
-    let wanted = attach(state, record)?;
-    record.network.configure(wanted, agent)?;
-    Ok(state.write(record)?)
+    if !record.network.is_used() {
+        return Ok(());
+    }
+    let namespace = Namespace::open(&record.network.held)?;
+    let wanted = attach(state, record, &namespace)?;
+    Ok(record.network.configure(wanted, agent)?)
 }
 
-/// Takes away what a dead sandbox left in the bundle's network namespace, or, for its monitor, in its own.
+/// Takes away what a dead sandbox left in the bundle's network namespace. That of rt's own has gone with its monitor.
 ///
 /// # Errors
 /// [`net::Error`]
-pub fn remove(record: &Record, own: bool) -> Result<(), Error> {
-    let namespace = match &record.network.namespace {
-        _ if own => Namespace::of_process(std::process::id() as i32)?,
-        Some(path) if path.exists() => Namespace::open(path)?,
-        // It is gone, and all in it.
-        _ => return Ok(()),
-    };
-    match record.network.remove(&namespace) {
+pub fn remove(record: &Record) -> Result<(), Error> {
+    match &record.network.namespace {
+        Some(path) if path.exists() => remove_from(record, &Namespace::open(path)?),
+        _ => Ok(()),
+    }
+}
+
+fn remove_from(record: &Record, namespace: &Namespace) -> Result<(), Error> {
+    match record.network.remove(namespace) {
         Err(NetworkError::Net(net::Error::Namespace { .. })) => Ok(()),
         other => Ok(other?),
     }
 }
 
-/// A thread that keeps a sandbox's network in step with its namespace. Dropped, it has ended.
-pub struct Watcher {
+/// The network of a sandbox in the hands of its monitor.
+pub struct Watched {
+    namespace: Namespace,
+    /// Until they are watched.
+    events: Option<Events>,
+    watcher: Option<Watcher>,
+}
+
+impl Watched {
+    /// # Errors
+    /// [`Error::System`]
+    pub fn new(namespace: Namespace) -> Result<Self, Error> {
+        // Before the first look, so that no change after it goes unseen.
+        let events = namespace.within(|| Ok(Events::open()))?;
+        let events = events.map_err(system("watch the network namespace"))?;
+        Ok(Self { namespace, events: Some(events), watcher: None })
+    }
+
+    /// The host's half, for a guest that boots.
+    ///
+    /// # Errors
+    /// [`Error::Network`], [`Error::State`]
+    pub fn attach(&self, store: &Store, id: &str) -> Result<Layout, Error> {
+        let state = store.lock(id)?;
+        let mut record = state.read()?;
+        attach(&state, &mut record, &self.namespace)
+    }
+
+    /// The guest's half. From now on the network is kept in step.
+    ///
+    /// # Errors
+    /// [`Error::Network`], [`Error::State`], [`Error::System`]
+    pub fn configure(
+        &mut self,
+        store: &Store,
+        id: &str,
+        wanted: Layout,
+        agent: &Agent,
+    ) -> Result<Record, Error> {
+        let mut network = store.read(id)?.network;
+        network.configure(wanted, agent)?;
+        if network.is_used()
+            && let Some(events) = self.events.take()
+        {
+            self.watcher = Some(Watcher::start(events, store.clone(), id.to_owned(), agent.clone())?);
+        }
+        Ok(store.change(id, |record| record.network = network)?)
+    }
+
+    /// No longer keeps it in step.
+    pub fn stop(&mut self) {
+        self.watcher = None;
+    }
+
+    /// Takes away what the sandbox, which has ended, left in the namespace.
+    ///
+    /// # Errors
+    /// [`net::Error`]
+    pub fn remove(mut self, store: &Store, id: &str) -> Result<(), Error> {
+        self.stop();
+        match store.read(id) {
+            Err(StateError::Missing(_)) => Ok(()),
+            record => remove_from(&record?, &self.namespace),
+        }
+    }
+}
+
+/// A thread that looks whenever something has changed. Dropped, it has ended.
+struct Watcher {
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Watcher {
-    /// Starts it for container `id`, of whose network namespace the events are.
-    ///
-    /// # Errors
-    /// [`Error::System`]
-    pub fn start(events: Events, store: Store, id: String, agent: Agent) -> Result<Self, Error> {
+    fn start(events: Events, store: Store, id: String, agent: Agent) -> Result<Self, Error> {
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map(Arc::new);
         let stop = stop.map_err(|errno| system("make an eventfd")(errno.into()))?;
         let until = Arc::clone(&stop);
@@ -152,10 +221,11 @@ impl Drop for Watcher {
 fn catch_up(store: &Store, id: &str, agent: &Agent) -> Result<(), Error> {
     let state = store.lock(id)?;
     let mut record = state.read()?;
-    match record.status() {
-        Status::Stopped => Ok(()),
-        _ => sync(&state, &mut record, agent),
+    if record.status() == Status::Stopped {
+        return Ok(());
     }
+    sync(&state, &mut record, agent)?;
+    Ok(state.write(&record)?)
 }
 
 /// Waits until something has changed and no more does; false when it is time to end.

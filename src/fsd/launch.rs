@@ -29,10 +29,12 @@ pub enum Error {
     Ended(Ending),
     #[error("the file server did not start before the deadline")]
     Deadline,
+    #[error("the file server has ended")]
+    Gone,
 }
 
 /// For `map_err`: names what was tried.
-fn step<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
+pub(super) fn step<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
     move |source| Error::System { what, source: source.into() }
 }
 

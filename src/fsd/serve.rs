@@ -117,11 +117,7 @@ fn run() -> Result<(), Error> {
     let descriptors = Descriptors::plan().map_err(step("set the limit of open files"))?;
     let proc = Proc::open().map_err(step("open /proc/self"))?;
 
-    let binds = spec.entries.into_iter().map(|entry| Bind {
-        target: entry.name,
-        source: entry.source,
-        readonly: entry.readonly,
-    });
+    let binds = spec.entries.into_iter().map(Bind::from);
     jail::enter(&Jail {
         root: Root::Share(binds.collect()),
         user: User::Root,
@@ -129,7 +125,8 @@ fn run() -> Result<(), Error> {
         limits: Limits { open_files: descriptors.limit, threads: 16, file_size: None },
     })?;
 
-    let config = config(&descriptors, proc, spec.cache).map_err(step("open /proc/self/mountinfo"))?;
+    let config =
+        config(&descriptors, proc, spec.cache, spec.grows).map_err(step("open /proc/self/mountinfo"))?;
     serve(config, socket)
 }
 
@@ -178,7 +175,7 @@ impl Proc {
 }
 
 /// After entering the jail: mountinfo shows the mounts below the root that its opener has.
-fn config(descriptors: &Descriptors, proc: Proc, cache: Cache) -> io::Result<Config> {
+fn config(descriptors: &Descriptors, proc: Proc, cache: Cache, grows: bool) -> io::Result<Config> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     let mut mountinfo = File::from(openat(&proc.own, "mountinfo", flags, Mode::empty())?);
     let mut mounts = String::new();
@@ -197,7 +194,7 @@ fn config(descriptors: &Descriptors, proc: Proc, cache: Cache) -> io::Result<Con
         attr_timeout: validity,
         // Written data is in the host's page cache when write(2) returns: the host sees it, and a guest that dies loses none.
         writeback: false,
-        announce_submounts: several_devices(&mounts),
+        announce_submounts: grows || several_devices(&mounts),
         readdirplus: true,
         xattr: true,
         xattrmap: Some(XattrMap::try_from(XATTR_RULES).map_err(io::Error::other)?),

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -62,17 +63,39 @@ impl Namespace {
         Ok(Self { file, name: path.into() })
     }
 
-    /// That of a process.
+    /// That of the calling thread.
     ///
     /// # Errors
-    /// [`Error::Namespace`] when the process has ended.
-    pub fn of_process(pid: i32) -> Result<Self, Error> {
-        Self::open(Path::new(&format!("/proc/{pid}/ns/net")))
+    /// [`Error::Namespace`]
+    pub fn own() -> Result<Self, Error> {
+        Self::open(Path::new(OWN))
+    }
+
+    /// A new, empty one, which the calling thread does not enter.
+    ///
+    /// # Errors
+    /// [`Error::NewNamespace`]
+    pub fn new() -> Result<Self, Error> {
+        let maker = thread::Builder::new().name("network".into());
+        let maker = maker.spawn(|| make().and_then(|()| Self::own())).map_err(Error::NewNamespace)?;
+        maker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     /// The path it was opened by.
     pub fn name(&self) -> &Path {
         &self.name
+    }
+
+    /// Where other processes find it for as long as this one holds it.
+    pub fn held(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into()
+    }
+
+    /// # Errors
+    /// [`Error::Namespace`]
+    pub fn try_clone(&self) -> Result<Self, Error> {
+        let failed = |source| Error::Namespace { path: self.name.clone(), source };
+        Ok(Self { file: self.file.try_clone().map_err(failed)?, name: self.name.clone() })
     }
 
     /// Moves the calling thread, and with it those that it starts, into it.

@@ -4,21 +4,25 @@
 //! acquired ends with the value that owns it, and with the process that started it (PR_SET_PDEATHSIG). The
 //! caller has written its state record before.
 
+mod joined;
 pub mod network;
 mod size;
 mod timeline;
+mod trace;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+pub use joined::{Joined, join};
 pub use size::Size;
 pub use timeline::Timeline;
+pub use trace::Form as TraceForm;
 
 use crate::agent::{self, Agent};
 use crate::config::{AgentLog, Config, Guest, NetworkModel};
-use crate::fsd::{self, Entry, Fsd, FsdSpec};
+use crate::fsd::{self, Fsd, FsdSpec};
 use crate::hypervisor::{self, Hypervisor, Vm, VmFds, VmSpec};
 
 /// virtio-fs tag of a sandbox's share.
@@ -38,6 +42,10 @@ pub enum Error {
     },
     #[error("the virtual machine ended ({}){}", .0.status, .0.tail())]
     VmEnded(Box<hypervisor::Ending>),
+    #[error("the virtual machine has ended")]
+    Gone,
+    #[error("cannot connect to the virtual machine")]
+    Process(#[source] std::io::Error),
     #[error(transparent)]
     Hypervisor(#[from] hypervisor::Error),
     #[error(transparent)]
@@ -56,14 +64,14 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan for a sandbox of its own for one container.
+    /// The plan for a sandbox that starts with one container.
     pub fn new(
         id: &str,
         state_dir: &Path,
         config: &Config,
         guest: &Guest,
         size: Size,
-        entries: Vec<Entry>,
+        share: FsdSpec,
     ) -> Self {
         let hypervisor = &config.hypervisor;
         Self {
@@ -75,12 +83,13 @@ impl Plan {
                 initramfs: guest.initramfs.clone(),
                 kernel_parameters: kernel_parameters(config),
                 entropy: hypervisor.entropy,
-                console: hypervisor.console,
+                // The agent's records go there.
+                console: hypervisor.console || config.agent.log_level == AgentLog::Debug,
                 state_dir: state_dir.into(),
                 network: config.network.model != NetworkModel::None,
                 share_tag: SHARE_TAG.into(),
             },
-            share: FsdSpec { id: id.into(), entries, cache: config.share.cache },
+            share,
             boot_timeout: Duration::from_millis(config.agent.boot_timeout_ms),
             timeout: Duration::from_millis(config.agent.timeout_ms),
         }

@@ -51,8 +51,10 @@ pub enum Error {
 /// What a sandbox has of its network namespace: part of the state record.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
-    /// Of the bundle; `None` where it is the monitor's own.
+    /// The bundle's; `None` where it is one of rt's own, which goes with its monitor.
     pub namespace: Option<PathBuf>,
+    /// Where it is found for as long as the monitor lives.
+    pub held: PathBuf,
     model: NetworkModel,
     vhost: bool,
     queue_pairs: usize,
@@ -79,9 +81,10 @@ pub type Write<'a> = &'a mut dyn FnMut(&Network) -> Result<(), Error>;
 
 impl Network {
     /// That of a sandbox with so many vCPUs, before anything is done.
-    pub fn new(namespace: Option<PathBuf>, config: &config::Network, vcpus: u8) -> Self {
+    pub fn new(namespace: Option<PathBuf>, held: PathBuf, config: &config::Network, vcpus: u8) -> Self {
         let queue_pairs = usize::from(vcpus).clamp(1, MAX_QUEUE_PAIRS);
-        Self { namespace, model: config.model, vhost: config.vhost, queue_pairs, ..Self::default() }
+        let (model, vhost) = (config.model, config.vhost);
+        Self { namespace, held, model, vhost, queue_pairs, ..Self::default() }
     }
 
     /// Whether there can be interfaces at all.

@@ -72,7 +72,11 @@ impl Agent for Service {
         let standard = [request.stdin, request.stdout, request.stderr];
         let names = Names { terminal: request.terminal, standard };
         let size = (request.terminal_rows, request.terminal_columns);
-        match self.0.make(&container, &request.spec, &names, size) {
+        let made = self.0.make(&container, &request.spec, &names, size).and_then(|pid| {
+            self.0.tie(&container, request.lifeline)?;
+            Ok(pid)
+        });
+        match made {
             Ok(pid) => {
                 let mut response = wire::CreateContainerResponse::new();
                 response.pid = pid.unsigned_abs();
@@ -215,7 +219,9 @@ impl Agent for Service {
     ) -> ttrpc::Result<wire::ListProcessesResponse> {
         let container = self.0.running(&request.container_id)?;
         let mut response = wire::ListProcessesResponse::new();
-        response.processes = processes::list(&container.id, container.process.is_alone())
+        let common = container.common().map_err(internal)?;
+        let in_namespace = common.namespaces & libc::CLONE_NEWPID != 0;
+        response.processes = processes::list(&container.id, in_namespace)
             .map_err(|error| internal(format!("cannot list the processes of {}: {error}", container.id)))?;
         Ok(response)
     }
@@ -243,6 +249,18 @@ impl Agent for Service {
         let mut response = wire::WatchOomResponse::new();
         response.oom_kills = oom_kills;
         response.ended = ended;
+        Ok(response)
+    }
+
+    fn read_log(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ReadLogRequest,
+    ) -> ttrpc::Result<wire::ReadLogResponse> {
+        let records = kmsg::records(request.from);
+        let records = records.map_err(|error| internal(format!("cannot read the guest's log: {error}")))?;
+        let mut response = wire::ReadLogResponse::new();
+        response.records = records;
         Ok(response)
     }
 
@@ -277,6 +295,16 @@ impl Agent for Service {
         response.errors = network::change(&request.requests)
             .map_err(|error| internal(format!("cannot speak to the guest's kernel: {error}")))?;
         Ok(response)
+    }
+
+    fn release_share(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ReleaseShareRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        self.0.greeted()?;
+        share::release(request.names).map_err(|message| get_rpc_status(Code::INVALID_ARGUMENT, message))?;
+        Ok(wire::Empty::new())
     }
 
     fn shutdown(&self, _: &TtrpcContext, _: wire::Empty) -> ttrpc::Result<wire::Empty> {

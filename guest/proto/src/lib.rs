@@ -31,6 +31,14 @@ pub const STREAM_PORT: u32 = 1025;
 /// Where the agent mounts the sandbox's share.
 pub const SHARE_DIR: &str = "/run/rt/share";
 
+/// Where the agent keeps what it knows of each container.
+pub const CONTAINERS_DIR: &str = "/run/rt/containers";
+
+/// Where the agent has the namespace of a container, for others of its pod to join: `kind` as in /proc/PID/ns.
+pub fn namespace_path(container: &str, kind: &str) -> String {
+    format!("{CONTAINERS_DIR}/{container}/ns/{kind}")
+}
+
 /// What the agent sends when it is ready: 16 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Beacon {

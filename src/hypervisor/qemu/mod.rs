@@ -85,7 +85,8 @@ impl Hypervisor for Qemu {
             stderr: Some(log_writer),
         };
         let started = child.spawn().map_err(Error::from);
-        let started = started.and_then(|child| VmmProcess::new(child, console, log, process::explain));
+        let started =
+            started.and_then(|child| VmmProcess::new(child, console, log, &spec.state_dir, process::explain));
         let qemu = started.inspect_err(|_| drop(fs::remove_file(&monitor)))?;
         Ok(Box::new(QemuVm {
             qemu,

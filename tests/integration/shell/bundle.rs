@@ -24,13 +24,16 @@ pub struct Bundle {
     pub id: String,
     /// Not empty: an rt configuration file with these lines.
     pub settings: String,
+    /// `--root`; each bundle has its own, but for those that join another's machine.
+    pub root: PathBuf,
 }
 
 impl Bundle {
     pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("rt-test-").tempdir().expect("a temporary directory");
         fs::create_dir(dir.path().join("tmp")).unwrap();
-        let bundle = Self { dir, config: default_config(), id: unique_id(), settings: String::new() };
+        let root = dir.path().join("run");
+        let bundle = Self { dir, config: default_config(), id: unique_id(), settings: String::new(), root };
         bundle.lay_rootfs();
         bundle
     }
@@ -219,7 +222,7 @@ mod at_exit {
 
 pub(super) fn unique_id() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    // Of one width, so that none is the beginning of another.
+    // None is the beginning of another.
     format!("test-{}-{:04}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
