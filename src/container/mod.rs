@@ -48,6 +48,9 @@ use crate::hypervisor;
 use crate::sandbox::{self, Timeline, TraceForm};
 pub use signals::Signals;
 
+/// The exit code of a process whose container or virtual machine ended under it: it was killed.
+const KILLED: u8 = 128 + libc::SIGKILL as u8;
+
 /// Why a container did not run, or a verb failed. Each message is complete with its source chain; wording that
 /// callers search for is runc's.
 #[derive(Debug, thiserror::Error)]

@@ -3,6 +3,9 @@
 //! A figure here is printed beside its bound and never asserted: it depends on the machine, and on what else runs there.
 //! The table goes to standard output; `RT_BENCH_JSON` names a file for the same as JSON.
 
+#[path = "bench_verbs.rs"]
+mod verbs;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Read;
