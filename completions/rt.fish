@@ -25,14 +25,14 @@ function __fish_rt_using_subcommand
 end
 
 complete -c rt -n "__fish_rt_needs_command" -l log -d 'Append the log to this file' -r -F
-complete -c rt -n "__fish_rt_needs_command" -l log-format -d 'Form of the log' -r -f -a "text\t''
+complete -c rt -n "__fish_rt_needs_command" -l log-format -d 'Form of the log [default: text]' -r -f -a "text\t''
 json\t''"
 complete -c rt -n "__fish_rt_needs_command" -l root -d 'Directory of the containers\' state [default: /run/rt, or $XDG_RUNTIME_DIR/rt for other users than root]' -r -F
 complete -c rt -n "__fish_rt_needs_command" -l rootless -d 'Go on without host cgroups where they are not allowed; auto: unless root' -r -f -a "true\t''
 false\t''
 auto\t''"
 complete -c rt -n "__fish_rt_needs_command" -l criu -d 'Accepted for runc\'s sake: a virtual machine is not CRIU\'s to save' -r -F
-complete -c rt -n "__fish_rt_needs_command" -l hypervisor -d 'What carries the virtual machine' -r -f -a "auto\t'The configured one, else the best that works on this host'
+complete -c rt -n "__fish_rt_needs_command" -l hypervisor -d 'What carries the virtual machine' -r -f -a "auto\t'The best that works on this host'
 kvm\t'rt\'s own VMM on KVM'
 qemu\t'QEMU'"
 complete -c rt -n "__fish_rt_needs_command" -l debug -d 'Log debugging information too'
@@ -40,12 +40,17 @@ complete -c rt -n "__fish_rt_needs_command" -l systemd-cgroup -d 'cgroupsPath ha
 complete -c rt -n "__fish_rt_needs_command" -s v -l version -d 'Print the version'
 complete -c rt -n "__fish_rt_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c rt -n "__fish_rt_needs_command" -f -a "checkpoint" -d 'Not supported: the state of a container in a virtual machine is that of its machine'
+complete -c rt -n "__fish_rt_needs_command" -f -a "config" -d 'Show the configuration that is in force, or convert one of Kata Containers'
 complete -c rt -n "__fish_rt_needs_command" -f -a "create" -d 'Create a container; its process waits for `rt start`'
 complete -c rt -n "__fish_rt_needs_command" -f -a "delete" -d 'Delete a container that has stopped'
+complete -c rt -n "__fish_rt_needs_command" -f -a "doctor" -d 'Show how this node\'s engines are wired to rt, what is wrong, and the line that mends it; exit code 1 if something is'
 complete -c rt -n "__fish_rt_needs_command" -f -a "events" -d 'Show statistics and out-of-memory events of a container'
 complete -c rt -n "__fish_rt_needs_command" -f -a "exec" -d 'Run another process in a container'
 complete -c rt -n "__fish_rt_needs_command" -f -a "features" -d 'Show what the runtime supports'
 complete -c rt -n "__fish_rt_needs_command" -f -a "gc" -d 'Remove what crashed sandboxes left'
+complete -c rt -n "__fish_rt_needs_command" -f -a "install" -d 'Make an engine know this rt as the runtime "rt"; shows the change first'
+complete -c rt -n "__fish_rt_needs_command" -f -a "kata-check" -d 'Check whether this host can run containers in virtual machines: exit code 0 with hardware virtualisation, 1 without'
+complete -c rt -n "__fish_rt_needs_command" -f -a "kata-env" -d 'Show what this rt and its host are made of, as Kata Containers does'
 complete -c rt -n "__fish_rt_needs_command" -f -a "kill" -d 'Send a signal to the container\'s process'
 complete -c rt -n "__fish_rt_needs_command" -f -a "list" -d 'List containers'
 complete -c rt -n "__fish_rt_needs_command" -f -a "logs" -d 'Show the log of a sandbox: its guest\'s kernel and agent'
@@ -80,6 +85,23 @@ complete -c rt -n "__fish_rt_using_subcommand checkpoint" -l tcp-skip-in-flight
 complete -c rt -n "__fish_rt_using_subcommand checkpoint" -l link-remap
 complete -c rt -n "__fish_rt_using_subcommand checkpoint" -l pre-dump
 complete -c rt -n "__fish_rt_using_subcommand checkpoint" -s h -l help -d 'Print help'
+complete -c rt -n "__fish_rt_using_subcommand config; and not __fish_seen_subcommand_from show import reference help" -s h -l help -d 'Print help'
+complete -c rt -n "__fish_rt_using_subcommand config; and not __fish_seen_subcommand_from show import reference help" -f -a "show" -d 'Print every setting\'s value, as a configuration file'
+complete -c rt -n "__fish_rt_using_subcommand config; and not __fish_seen_subcommand_from show import reference help" -f -a "import" -d 'Print what Kata Containers\' configuration.toml means to rt, as a configuration file'
+complete -c rt -n "__fish_rt_using_subcommand config; and not __fish_seen_subcommand_from show import reference help" -f -a "reference" -d 'Print the reference of all settings, in Markdown'
+complete -c rt -n "__fish_rt_using_subcommand config; and not __fish_seen_subcommand_from show import reference help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c rt -n "__fish_rt_using_subcommand config; and __fish_seen_subcommand_from show" -s b -l bundle -d 'As it is for this bundle, whose annotations may change it' -r -F
+complete -c rt -n "__fish_rt_using_subcommand config; and __fish_seen_subcommand_from show" -s f -l format -d 'Form of the output' -r -f -a "toml\t''
+json\t''"
+complete -c rt -n "__fish_rt_using_subcommand config; and __fish_seen_subcommand_from show" -l origin -d 'Also where each value comes from'
+complete -c rt -n "__fish_rt_using_subcommand config; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help'
+complete -c rt -n "__fish_rt_using_subcommand config; and __fish_seen_subcommand_from import" -s h -l help -d 'Print help'
+complete -c rt -n "__fish_rt_using_subcommand config; and __fish_seen_subcommand_from reference" -l annotations -d 'That of Kata\'s annotations instead'
+complete -c rt -n "__fish_rt_using_subcommand config; and __fish_seen_subcommand_from reference" -s h -l help -d 'Print help'
+complete -c rt -n "__fish_rt_using_subcommand config; and __fish_seen_subcommand_from help" -f -a "show" -d 'Print every setting\'s value, as a configuration file'
+complete -c rt -n "__fish_rt_using_subcommand config; and __fish_seen_subcommand_from help" -f -a "import" -d 'Print what Kata Containers\' configuration.toml means to rt, as a configuration file'
+complete -c rt -n "__fish_rt_using_subcommand config; and __fish_seen_subcommand_from help" -f -a "reference" -d 'Print the reference of all settings, in Markdown'
+complete -c rt -n "__fish_rt_using_subcommand config; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c rt -n "__fish_rt_using_subcommand create" -s b -l bundle -d 'The bundle\'s directory' -r -F
 complete -c rt -n "__fish_rt_using_subcommand create" -l console-socket -d 'Unix socket that receives the upper end of the container\'s terminal' -r -F
 complete -c rt -n "__fish_rt_using_subcommand create" -l pidfd-socket -d 'Unix socket that receives a pidfd of the monitor' -r -F
@@ -90,6 +112,9 @@ complete -c rt -n "__fish_rt_using_subcommand create" -l no-new-keyring -d 'Acce
 complete -c rt -n "__fish_rt_using_subcommand create" -s h -l help -d 'Print help'
 complete -c rt -n "__fish_rt_using_subcommand delete" -s f -l force -d 'End the container first if it runs; a missing one is no error'
 complete -c rt -n "__fish_rt_using_subcommand delete" -s h -l help -d 'Print help'
+complete -c rt -n "__fish_rt_using_subcommand doctor" -s f -l format -d 'Form of the output' -r -f -a "text\t''
+json\t''"
+complete -c rt -n "__fish_rt_using_subcommand doctor" -s h -l help -d 'Print help'
 complete -c rt -n "__fish_rt_using_subcommand events" -l interval -d 'Time between two statistics' -r
 complete -c rt -n "__fish_rt_using_subcommand events" -l stats -d 'Show the statistics once and end'
 complete -c rt -n "__fish_rt_using_subcommand events" -s h -l help -d 'Print help'
@@ -116,6 +141,20 @@ complete -c rt -n "__fish_rt_using_subcommand gc" -s f -l format -d 'Form of the
 json\t''"
 complete -c rt -n "__fish_rt_using_subcommand gc" -s n -l dry-run -d 'Show it only'
 complete -c rt -n "__fish_rt_using_subcommand gc" -s h -l help -d 'Print help'
+complete -c rt -n "__fish_rt_using_subcommand install" -l into -d 'The host\'s root directory' -r -F
+complete -c rt -n "__fish_rt_using_subcommand install" -l binary -d 'Path of rt, as the engine sees it [default: this one\'s]' -r -F
+complete -c rt -n "__fish_rt_using_subcommand install" -s n -l dry-run -d 'Show the change only'
+complete -c rt -n "__fish_rt_using_subcommand install" -l undo -d 'Take it back'
+complete -c rt -n "__fish_rt_using_subcommand install" -s h -l help -d 'Print help'
+complete -c rt -n "__fish_rt_using_subcommand kata-check" -s f -l format -d 'Form of the output: as Kata Containers logs it, for people, for programs' -r -f -a "log\t''
+table\t''
+json\t''"
+complete -c rt -n "__fish_rt_using_subcommand kata-check" -l verbose -d 'Log what is fine beyond Kata\'s own checks, too'
+complete -c rt -n "__fish_rt_using_subcommand kata-check" -s s -l strict -d 'Take warnings for errors'
+complete -c rt -n "__fish_rt_using_subcommand kata-check" -s n -l no-network-checks -d 'Accepted for Kata\'s sake: rt never checks over the network'
+complete -c rt -n "__fish_rt_using_subcommand kata-check" -s h -l help -d 'Print help'
+complete -c rt -n "__fish_rt_using_subcommand kata-env" -l json -d 'As JSON instead of TOML'
+complete -c rt -n "__fish_rt_using_subcommand kata-env" -s h -l help -d 'Print help'
 complete -c rt -n "__fish_rt_using_subcommand kill" -s a -l all -d 'To all processes of the container'
 complete -c rt -n "__fish_rt_using_subcommand kill" -s h -l help -d 'Print help'
 complete -c rt -n "__fish_rt_using_subcommand list" -s f -l format -d 'Form of the list' -r -f -a "table\t''
@@ -206,26 +245,34 @@ complete -c rt -n "__fish_rt_using_subcommand update" -l pids-limit -d 'Most pro
 complete -c rt -n "__fish_rt_using_subcommand update" -l l3-cache-schema -d 'Refused: Intel RDT is the host\'s' -r
 complete -c rt -n "__fish_rt_using_subcommand update" -l mem-bw-schema -d 'Refused: Intel RDT is the host\'s' -r
 complete -c rt -n "__fish_rt_using_subcommand update" -s h -l help -d 'Print help'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "checkpoint" -d 'Not supported: the state of a container in a virtual machine is that of its machine'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "create" -d 'Create a container; its process waits for `rt start`'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "delete" -d 'Delete a container that has stopped'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "events" -d 'Show statistics and out-of-memory events of a container'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "exec" -d 'Run another process in a container'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "features" -d 'Show what the runtime supports'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "gc" -d 'Remove what crashed sandboxes left'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "kill" -d 'Send a signal to the container\'s process'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "list" -d 'List containers'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "logs" -d 'Show the log of a sandbox: its guest\'s kernel and agent'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "metrics" -d 'Serve what containers use to Prometheus'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "pause" -d 'Suspend all processes of a container'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "ps" -d 'Show the processes of a container'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "restore" -d 'Not supported: the state of a container in a virtual machine is that of its machine'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "resume" -d 'Resume all processes of a paused container'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "run" -d 'Create and run a container'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "spec" -d 'Create a new specification file'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "start" -d 'Start a created container'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "state" -d 'Show the state of a container'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "stats" -d 'Show what containers use, in the guest and on the host'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "trace" -d 'Show the timeline of a container\'s start'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "update" -d 'Change the resource limits of a container'
-complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint create delete events exec features gc kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "checkpoint" -d 'Not supported: the state of a container in a virtual machine is that of its machine'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "config" -d 'Show the configuration that is in force, or convert one of Kata Containers'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "create" -d 'Create a container; its process waits for `rt start`'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "delete" -d 'Delete a container that has stopped'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "doctor" -d 'Show how this node\'s engines are wired to rt, what is wrong, and the line that mends it; exit code 1 if something is'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "events" -d 'Show statistics and out-of-memory events of a container'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "exec" -d 'Run another process in a container'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "features" -d 'Show what the runtime supports'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "gc" -d 'Remove what crashed sandboxes left'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "install" -d 'Make an engine know this rt as the runtime "rt"; shows the change first'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "kata-check" -d 'Check whether this host can run containers in virtual machines: exit code 0 with hardware virtualisation, 1 without'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "kata-env" -d 'Show what this rt and its host are made of, as Kata Containers does'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "kill" -d 'Send a signal to the container\'s process'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "list" -d 'List containers'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "logs" -d 'Show the log of a sandbox: its guest\'s kernel and agent'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "metrics" -d 'Serve what containers use to Prometheus'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "pause" -d 'Suspend all processes of a container'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "ps" -d 'Show the processes of a container'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "restore" -d 'Not supported: the state of a container in a virtual machine is that of its machine'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "resume" -d 'Resume all processes of a paused container'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "run" -d 'Create and run a container'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "spec" -d 'Create a new specification file'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "start" -d 'Start a created container'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "state" -d 'Show the state of a container'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "stats" -d 'Show what containers use, in the guest and on the host'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "trace" -d 'Show the timeline of a container\'s start'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "update" -d 'Change the resource limits of a container'
+complete -c rt -n "__fish_rt_using_subcommand help; and not __fish_seen_subcommand_from checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c rt -n "__fish_rt_using_subcommand help; and __fish_seen_subcommand_from config" -f -a "show" -d 'Print every setting\'s value, as a configuration file'
+complete -c rt -n "__fish_rt_using_subcommand help; and __fish_seen_subcommand_from config" -f -a "import" -d 'Print what Kata Containers\' configuration.toml means to rt, as a configuration file'
+complete -c rt -n "__fish_rt_using_subcommand help; and __fish_seen_subcommand_from config" -f -a "reference" -d 'Print the reference of all settings, in Markdown'

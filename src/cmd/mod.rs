@@ -9,6 +9,7 @@ mod events;
 mod exec;
 mod features;
 mod gc;
+mod install;
 mod kata_check;
 mod kill;
 mod list;
@@ -125,6 +126,7 @@ enum Verb {
     Exec(Box<exec::Arguments>),
     Features(features::Arguments),
     Gc(gc::Arguments),
+    Install(install::Arguments),
     #[command(alias = "check")]
     KataCheck(kata_check::Check),
     #[command(alias = "env")]
@@ -157,6 +159,7 @@ impl Verb {
             Self::Checkpoint(arguments) => arguments.run(),
             Self::Restore(arguments) => arguments.run(),
             Self::Features(arguments) => arguments.run(),
+            Self::Install(arguments) => arguments.run(),
             Self::Spec(arguments) => arguments.run(),
             Self::Doctor(arguments) => arguments.run(),
             Self::Config(arguments) => arguments.run(config),

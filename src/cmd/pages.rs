@@ -11,6 +11,7 @@ use clap_complete::{Shell, generate};
 use clap_mangen::Man;
 
 use super::Arguments;
+use crate::config::{Config, DEFAULT_PATH, SETTINGS};
 
 /// Every page by its path in the source.
 fn pages() -> BTreeMap<PathBuf, Vec<u8>> {
@@ -23,7 +24,38 @@ fn pages() -> BTreeMap<PathBuf, Vec<u8>> {
         pages.insert(Path::new("completions").join(name), page);
     }
     add_man(&command, "rt", &mut pages);
+    pages.insert("man/rt-config.toml.5".into(), settings().into_bytes());
     pages
+}
+
+/// The page of the configuration file.
+fn settings() -> String {
+    let escape =
+        |text: &str| text.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq").replace('`', "");
+    let mut page = format!(
+        ".TH RT\\-CONFIG.TOML 5 \"\" \"rt {}\" \"File Formats\"\n.SH NAME\nrt\\-config.toml \\- settings of rt\n\
+         .SH DESCRIPTION\nSettings come from {DEFAULT_PATH} or the file that RT_CONFIG names, from config.d/*.toml beside it, from the \
+         environment (RT_SECTION_KEY), from flags, and from annotations that are allowed; each later one wins.\n\
+         .BR rt\\-config\\-show (8)\nwith \\-\\-origin tells what holds and why. A key that is not here is an error.\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    let mut last = "";
+    for (setting, entry) in SETTINGS.iter().zip(Config::default().entries()) {
+        let (section, key) = setting.key.split_once('.').expect("keys have a section");
+        if section != last {
+            page += &format!(".SH [{section}]\n");
+            last = section;
+        }
+        let meaning = setting.open.map_or_else(String::new, |(_, meaning)| format!(", {meaning}"));
+        let default = format!("{}{meaning}", entry.value);
+        let (text, wanted) = (escape(setting.text), escape(&setting.wanted()));
+        page += &format!(
+            ".TP\n\\fB{}\\fR\n{text}\nIt is {wanted}. Default: {}.\n",
+            escape(key),
+            escape(&default)
+        );
+    }
+    page + ".SH SEE ALSO\n.BR rt (8)\n"
 }
 
 /// The page of a command, and those of the verbs below it.

@@ -37,7 +37,8 @@ pub struct Guest {
     pub pids: u64,
 }
 
-/// Outside: monitor, VMM, file server and what else they started.
+/// Outside: monitor, VMM, file server and what else they started. Of a container that has joined another's machine, what is
+/// its alone.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Host {
     pub cpu_ns: u64,
@@ -104,8 +105,10 @@ impl Guest {
 
 impl Host {
     fn of(record: &Record, children: &BTreeMap<i32, Vec<i32>>) -> Self {
-        let vm = record.vm.as_ref().map(|vm| vm.pid);
-        let named = [record.monitor.map(|monitor| monitor.pid), vm, record.fsd.map(|fsd| fsd.pid)];
+        let is_member = record.sandbox.is_some();
+        let monitor = record.monitor.filter(|_| !(is_member && record.shared_monitor));
+        let vm = record.vm.as_ref().filter(|_| !is_member);
+        let named = [monitor.map(|monitor| monitor.pid), vm.map(|vm| vm.pid), record.fsd.map(|fsd| fsd.pid)];
         let mut left: Vec<i32> = named.into_iter().flatten().collect();
         let mut seen = BTreeSet::new();
         let mut host = Self::default();
