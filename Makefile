@@ -3,11 +3,11 @@
 # make build    rt and a guest for it, in target/release
 # make kernel   the tuned guest kernel (about 14 minutes of processor time, once a machine)
 # make test-callers    conmon, podman, containerd and docker, with rt as their runtime
+# make conformance     runc's own test suite, with rt and with runc; MODE=passes: what is known to pass, with rt
 # make dist     one file, target/dist/rt, with kernel and initramfs inside, for any x86-64 Linux
 # make install  to PREFIX (/usr/local), below DESTDIR if set; make uninstall takes it away again
 # make deb      the same as a Debian package, in target/deb
 # make man      man pages and completions anew, from the definition of the command line
-# make conformance     runc's own test suite, with rt and with runc; MODE=passes: what is known to pass, with rt
 # make bench    what a start costs and where the time goes, with runc and crun beside it, here and in the KVM machine
 # make clean    removes target; what was made once a machine stays in ~/.cache/rt
 #

@@ -328,19 +328,6 @@ impl Agent {
         Ok(OomWatch { kills: reply.oom_kills, ended: reply.ended })
     }
 
-    /// Records of the guest's log, the kernel's and the agent's own, from this sequence number on; their text is printable.
-    ///
-    /// # Errors
-    /// [`Error`]
-    pub fn read_log(&self, from: u64) -> Result<Vec<LogRecord>, Error> {
-        let request = ReadLogRequest { from, ..Default::default() };
-        let mut records = self.call("ReadLog", |context| self.client.read_log(context, &request))?.records;
-        for record in &mut records {
-            record.text = printable(&record.text, 4096);
-        }
-        Ok(records)
-    }
-
     /// Ends what is left of a container and forgets it.
     ///
     /// # Errors
@@ -358,6 +345,19 @@ impl Agent {
         let names = names.iter().map(|name| name.to_string_lossy().into_owned()).collect();
         let request = ReleaseShareRequest { names, ..Default::default() };
         self.call("ReleaseShare", |context| self.client.release_share(context, &request)).map(drop)
+    }
+
+    /// Records of the guest's log, the kernel's and the agent's own, from this sequence number on; their text is printable.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn read_log(&self, from: u64) -> Result<Vec<LogRecord>, Error> {
+        let request = ReadLogRequest { from, ..Default::default() };
+        let mut records = self.call("ReadLog", |context| self.client.read_log(context, &request))?.records;
+        for record in &mut records {
+            record.text = printable(&record.text, 4096);
+        }
+        Ok(records)
     }
 
     /// Writes dirty data of the share back, so that the VM may be killed.

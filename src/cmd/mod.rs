@@ -161,11 +161,6 @@ impl Verb {
             Self::Features(arguments) => arguments.run(),
             Self::Install(arguments) => arguments.run(),
             Self::Spec(arguments) => arguments.run(),
-            Self::Trace(arguments) => global.knows_root(config).and_then(|()| arguments.run(global)),
-            Self::Gc(arguments) => arguments.run(global, &config?),
-            Self::Logs(arguments) => arguments.run(global, &config?),
-            Self::Metrics(arguments) => arguments.run(global, &config?),
-            Self::Stats(arguments) => arguments.run(global, &config?),
             Self::Doctor(arguments) => arguments.run(),
             Self::Config(arguments) => arguments.run(config),
             Self::KataCheck(arguments) => arguments.run(&config),
@@ -184,6 +179,11 @@ impl Verb {
             Self::Run(arguments) => arguments.run(global, &config?, timeline),
             Self::Start(arguments) => arguments.run(global, &config?),
             Self::Update(arguments) => arguments.run(global, &config?),
+            Self::Gc(arguments) => arguments.run(global, &config?),
+            Self::Logs(arguments) => arguments.run(global, &config?),
+            Self::Metrics(arguments) => arguments.run(global, &config?),
+            Self::Stats(arguments) => arguments.run(global, &config?),
+            Self::Trace(arguments) => global.knows_root(config).and_then(|()| arguments.run(global)),
         }
     }
 

@@ -39,8 +39,7 @@ impl Guest {
     /// The configured guest, or the first that is found.
     ///
     /// # Errors
-    /// [`Error::NoGuest`] with the places that were looked at; [`Error::GuestFile`] for a configured file that cannot be one;
-    /// [`Error::Packed`].
+    /// [`Error::NoGuest`] with the places that were looked at; [`Error::GuestFile`] for a configured file that cannot be one; [`Error::Packed`].
     pub fn find(config: &Config) -> Result<Self, Error> {
         match (&config.hypervisor.kernel, &config.hypervisor.initramfs) {
             (Some(kernel), Some(initramfs)) => {
@@ -99,17 +98,6 @@ impl Guest {
     }
 }
 
-fn packed(binary: &Path) -> Result<Option<Packed>, cache::Error> {
-    // Not by its path, where another version may lie by now.
-    File::open("/proc/self/exe").and_then(Packed::find).map_err(|error| {
-        let path = binary.to_owned();
-        match error.kind() {
-            io::ErrorKind::InvalidData => cache::Error::Damaged { binary: path, reason: error.to_string() },
-            _ => cache::Error::System { what: "read", path, source: error },
-        }
-    })
-}
-
 /// What can be told of a configured file before a machine is started with it.
 fn check(config: &Config, key: &str, what: &'static str, path: &Path) -> Result<(), Error> {
     let mut start = [0; 4];
@@ -132,6 +120,17 @@ fn check(config: &Config, key: &str, what: &'static str, path: &Path) -> Result<
     };
     let mend = "correct the path, or leave hypervisor.kernel and hypervisor.initramfs out to have rt's own";
     Err(Error::GuestFile { origin: config.origin(key), what, path: path.into(), reason, mend })
+}
+
+fn packed(binary: &Path) -> Result<Option<Packed>, cache::Error> {
+    // Not by its path, where another version may lie by now.
+    File::open("/proc/self/exe").and_then(Packed::find).map_err(|error| {
+        let path = binary.to_owned();
+        match error.kind() {
+            io::ErrorKind::InvalidData => cache::Error::Damaged { binary: path, reason: error.to_string() },
+            _ => cache::Error::System { what: "read", path, source: error },
+        }
+    })
 }
 
 #[cfg(test)]

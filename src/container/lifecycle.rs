@@ -4,6 +4,7 @@
 //! hold the record's lock from the check to the change. Looking needs neither lock nor agent, and deleting needs
 //! no agent: they work when the VM is dead.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -187,7 +188,7 @@ fn end_members(store: &Store, sandbox: &Record) -> Result<(), Error> {
         return Ok(());
     }
     let deadline = Instant::now() + GRACE;
-    for member in pod::members(store, &sandbox.id)?.iter().filter(|member| !member.shared_monitor) {
+    for member in pod::members(store, sandbox)?.iter().filter(|member| !member.shared_monitor) {
         let Some(monitor) = member.monitor else { continue };
         if let Some(handle) = monitor.open().map_err(super::system("open a process"))? {
             ends_by(&handle, deadline)?;
@@ -265,7 +266,15 @@ pub fn processes(store: &Store, config: &Config, id: &str) -> Result<Vec<Process
 /// # Errors
 /// [`Error::NotRunning`] when it has stopped; else what the agent says.
 pub fn stats(store: &Store, config: &Config, id: &str) -> Result<Stats, Error> {
-    Ok(Stats::from_cgroup(&live(store, config, id)?.container_stats(id)?))
+    Ok(Stats::from_cgroup(&cgroup_files(store, config, id)?))
+}
+
+/// The files of the container's cgroup v2 by name, as the guest has them.
+///
+/// # Errors
+/// As [`stats`].
+pub fn cgroup_files(store: &Store, config: &Config, id: &str) -> Result<HashMap<String, String>, Error> {
+    Ok(live(store, config, id)?.container_stats(id)?)
 }
 
 /// Waits for news of the guest's out-of-memory killer; `seen` is what was known before.

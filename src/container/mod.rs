@@ -16,7 +16,7 @@ mod pod;
 mod record;
 mod signals;
 mod state;
-mod stats;
+pub(crate) mod stats;
 mod stdio;
 mod task;
 mod usage;
@@ -30,7 +30,7 @@ pub use console::Console;
 pub use exec::{Exec, ExecRequest, carry as exec};
 pub use id::{InvalidId, generate, validate};
 pub use lifecycle::{
-    console, delete, is_live, kill, list, log, pause, processes, resume, start, stats, update, watch_oom,
+    cgroup_files, console, delete, is_live, kill, list, log, pause, processes, resume, start, stats, update, watch_oom,
 };
 pub use monitor::Monitor;
 pub use record::{Error as StateError, Record, Status, Store};

@@ -226,17 +226,24 @@ impl Monitor {
         self.place = None;
         let timeout = Duration::from_millis(self.config.agent.timeout_ms);
         let keep = self.is_up && self.request.keep;
-        match pod::leave(&self.store, &self.request.id, timeout) {
-            // Deleted by force meanwhile.
-            Err(Error::State(record::Error::Missing(_))) if keep => return Ok(()),
-            other => other?,
+        // A process that goes on must not keep the groups of a container that has ended.
+        if let Some(member) = self.member.take_if(|_| self.request.shared_monitor) {
+            member.leave();
         }
+        let left = pod::leave(&self.store, &self.request.id, timeout);
         if keep {
+            match left {
+                Ok(()) | Err(Error::State(record::Error::Missing(_))) => {}
+                // The deletion will try again; the exit code is worth more than this.
+                Err(error) => tracing::warn!("{}", log::chain(&error)),
+            }
             return match self.store.change(&self.request.id, |record| record.status = Status::Stopped) {
+                // Deleted by force meanwhile.
                 Err(record::Error::Missing(_)) => Ok(()),
                 other => Ok(other.map(drop)?),
             };
         }
+        left?;
         let state = self.store.lock(&self.request.id)?;
         if let Some(member) = self.member.take() {
             member.leave();
@@ -277,6 +284,13 @@ impl Monitor {
         self.enter_cgroup(0, self.bundle.resources().cloned().as_ref())?;
         let membership = pod::join(&self.store, &self.request.id, &self.bundle, sandbox)?;
         self.record = membership.record;
+        if let Some(lack) = membership.size.and_then(|size| size.lacks(self.bundle.resources())) {
+            tracing::warn!(
+                "container {} may use more than the virtual machine of its pod has, which does not grow yet: {lack}; let the \
+                 sandbox's annotations tell the pod's limits, or raise hypervisor.memory_mib and vcpus",
+                self.request.id
+            );
+        }
         self.timeline.mark("rt.joined");
         self.run_hooks()?;
         let timeout = Duration::from_millis(self.config.agent.timeout_ms);
@@ -319,6 +333,7 @@ impl Monitor {
             record.vm = Some(booting.vm().record());
             record.fsd = ProcessId::of(booting.fsd().pid());
             record.share = share.used;
+            record.size = Some(size);
         })?;
         Ok(booting)
     }

@@ -8,19 +8,23 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Error;
 use super::record::{self, Record, Status, Store};
+use super::{Error, system};
 use crate::agent::Agent;
 use crate::bundle::{Bundle, GuestNamespaces};
 use crate::fsd;
 use crate::hypervisor::VmRecord;
+use crate::sandbox::Size;
 use crate::share::{self, Used};
+use crate::sys::random;
 
 /// What a container has joined.
 pub struct Membership {
     pub vm: VmRecord,
     pub share: share::Plan,
     pub namespaces: GuestNamespaces,
+    /// Of the machine.
+    pub size: Option<Size>,
     /// As it is on disk now.
     pub record: Record,
 }
@@ -46,19 +50,22 @@ pub fn join(store: &Store, id: &str, bundle: &Bundle, sandbox: &str) -> Result<M
         (Status::Creating, ..) | (_, None, _) | (_, _, None) => return Err(Error::SandboxNotReady(name())),
         (_, Some(vm), Some(fsd)) => (vm.clone(), fsd),
     };
-    let members = members(store, sandbox)?;
+    let members = members(store, &host)?;
     let mut containers = BTreeMap::new();
     // The sandbox last: a process that stands for all of them stands for it in the first place.
     for record in members.iter().chain([&host]) {
         containers.extend(record.monitor.map(|monitor| (monitor.pid, record.id.clone())));
     }
-    let share = share::plan(id, bundle, &served(members.iter().chain([&host])))?;
+    // '~' is in no ID.
+    let folder = format!("{id}~{:016x}", random::non_zero().map_err(system("make a name"))?);
+    let share = share::plan(&folder, bundle, &served(members.iter().chain([&host])))?;
     let record = store.change(id, |record| {
         record.vm = Some(vm.clone());
         record.share = share.used.clone();
     })?;
     fsd::attach(fsd, &share.new).map_err(crate::sandbox::Error::from)?;
-    Ok(Membership { vm, share, namespaces: GuestNamespaces { sandbox: name(), containers }, record })
+    let namespaces = GuestNamespaces { sandbox: name(), containers };
+    Ok(Membership { vm, share, namespaces, size: host.size, record })
 }
 
 /// Takes what is left of a container out of its sandbox. A sandbox that has ended has taken all with it. Idempotent.
@@ -84,7 +91,7 @@ pub fn leave(store: &Store, id: &str, timeout: Duration) -> Result<(), Error> {
     {
         tracing::debug!("the guest of {sandbox} did not remove {id}: {error}");
     }
-    let members = members(store, sandbox)?;
+    let members = members(store, &host)?;
     let others = served(members.iter().filter(|member| member.id != id).chain([&host]));
     let names: Vec<PathBuf> = (record.share.iter().filter(|used| !others.contains(used)))
         .map(|used| used.entry.name.clone())
@@ -104,13 +111,14 @@ pub fn leave(store: &Store, id: &str, timeout: Duration) -> Result<(), Error> {
     Ok(())
 }
 
-/// The records of all that have joined the sandbox.
+/// The records of all that have joined this sandbox, and not an earlier one that had its ID.
 ///
 /// # Errors
 /// The root cannot be listed.
-pub fn members(store: &Store, sandbox: &str) -> Result<Vec<Record>, Error> {
+pub fn members(store: &Store, sandbox: &Record) -> Result<Vec<Record>, Error> {
     let records = store.ids()?.into_iter().filter_map(|id| store.read(&id).ok());
-    Ok(records.filter(|record| record.sandbox.as_deref() == Some(sandbox)).collect())
+    let is_member = |record: &Record| record.sandbox.as_ref() == Some(&sandbox.id) && record.vm == sandbox.vm;
+    Ok(records.filter(is_member).collect())
 }
 
 fn served<'a>(records: impl Iterator<Item = &'a Record>) -> Vec<Used> {

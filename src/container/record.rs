@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bundle::Bundle;
 use crate::hypervisor::VmRecord;
+use crate::sandbox::Size;
 use crate::share::Used;
 use crate::sys::pidfd::ProcessId;
 
@@ -97,6 +98,9 @@ pub struct Record {
     pub monitor: Option<ProcessId>,
     pub vm: Option<VmRecord>,
     pub fsd: Option<ProcessId>,
+    /// Of the machine that it has started.
+    #[serde(default)]
+    pub size: Option<Size>,
     /// The host's cgroups, to be removed.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
@@ -128,6 +132,7 @@ impl Record {
             monitor: None,
             vm: None,
             fsd: None,
+            size: None,
             cgroups: Vec::new(),
             sandbox: None,
             share: Vec::new(),
@@ -180,8 +185,8 @@ impl Store {
         let mut private = DirBuilder::new();
         private.mode(0o700);
         private.recursive(true).create(&self.root).map_err(failed(&self.root))?;
-        // '~' is in no ID, and the PID is this process's own.
-        let draft = self.root.join(format!("~{}", std::process::id()));
+        // '~' is in no ID, and the number is this thread's own.
+        let draft = self.root.join(format!("~{}", nix::unistd::gettid()));
         private.recursive(false).create(&draft).map_err(failed(&draft))?;
         let path = self.path(&record.id);
         let result = write(&draft, record).and_then(|()| {
@@ -385,6 +390,7 @@ mod tests {
             monitor: ProcessId::of(std::process::id() as i32),
             vm: None,
             fsd: None,
+            size: None,
             cgroups: Vec::new(),
             sandbox: None,
             share: Vec::new(),

@@ -235,17 +235,17 @@ fn hugetlb(files: &HashMap<String, String>) -> BTreeMap<String, Hugetlb> {
     sizes.collect()
 }
 
-fn number(text: &str) -> u64 {
+pub fn number(text: &str) -> u64 {
     text.trim().parse().unwrap_or(0)
 }
 
 /// `None` is no limit.
-fn limit(text: &str) -> Option<u64> {
+pub fn limit(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
 /// Lines of `key value`.
-fn pairs(text: &str) -> BTreeMap<String, u64> {
+pub fn pairs(text: &str) -> BTreeMap<String, u64> {
     let pair = |line: &str| {
         let (key, value) = line.split_once(' ')?;
         Some((crate::sys::text::printable(key, 64), value.trim().parse().ok()?))
@@ -253,7 +253,7 @@ fn pairs(text: &str) -> BTreeMap<String, u64> {
     text.lines().filter_map(pair).collect()
 }
 
-fn value(pairs: &BTreeMap<String, u64>, key: &str) -> u64 {
+pub fn value(pairs: &BTreeMap<String, u64>, key: &str) -> u64 {
     pairs.get(key).copied().unwrap_or(0)
 }
 

@@ -8,10 +8,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
 use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::stat::{Mode, umask};
+use nix::sys::stat::{Mode, fstatat, umask};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::root::{self, Bind};
@@ -31,6 +31,12 @@ pub fn extend(helper: BorrowedFd<'_>, binds: &[Bind]) -> Result<(), Error> {
         let tree = writable_root()?;
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let root = openat(AT_FDCWD, "/", flags, Mode::empty()).map_err(step("open the root of a helper"))?;
+        // What is taken is not to be undone below.
+        for bind in &binds {
+            if fstatat(&root, bind.target.as_path(), AtFlags::AT_SYMLINK_NOFOLLOW).is_ok() {
+                return Err(path_error("its name is taken", &bind.target, Errno::EEXIST));
+            }
+        }
         let mut laid = Vec::new();
         for (bind, source) in binds.iter().zip(sources) {
             laid.push(bind.target.as_path());

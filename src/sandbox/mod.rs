@@ -82,7 +82,8 @@ impl Plan {
                 initramfs: guest.initramfs.clone(),
                 kernel_parameters: kernel_parameters(config),
                 entropy: hypervisor.entropy,
-                console: hypervisor.console,
+                // The agent's records go there.
+                console: hypervisor.console || config.agent.log_level == AgentLog::Debug,
                 state_dir: state_dir.into(),
                 share_tag: SHARE_TAG.into(),
             },

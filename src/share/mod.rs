@@ -1,6 +1,7 @@
 //! What of the host's files the guest sees: the plan of the sandbox's one share, as plain data. `fsd` serves it.
 //!
-//! The share's root holds a folder for each container: `ID/rootfs`, and `ID/mounts/N` for the bind mount with index N.
+//! The share's root holds a folder for each container: `FOLDER/rootfs`, and `FOLDER/mounts/N` for the bind mount with index N, unless another
+//! container serves that already.
 //! The guest mounts the share at `rt_proto::SHARE_DIR`.
 
 mod mount_points;
@@ -37,7 +38,8 @@ pub struct Plan {
     pub paths: GuestPaths,
 }
 
-/// Plans the share of a container. `served` is what other containers of its sandbox use already: one source is one entry
+/// Plans the share of a container. `folder` is its own, which no other container of the sandbox has had: the guest still knows
+/// for a while what was there. `served` is what other containers of its sandbox use already: one source is one entry
 /// for all of them, so that it is one file in the guest, where locks, sockets and caches meet. A writable one serves
 /// for reading, too, since the guest that it protects nothing from is the same; who may write to it is the guest's to say.
 ///
@@ -46,13 +48,13 @@ pub struct Plan {
 ///
 /// # Errors
 /// [`Error::BindSource`] when the source of a bind mount does not exist.
-pub fn plan(id: &str, bundle: &Bundle, served: &[Used]) -> Result<Plan, Error> {
+pub fn plan(folder: &str, bundle: &Bundle, served: &[Used]) -> Result<Plan, Error> {
     let paths = GuestPaths { root: PathBuf::new(), binds: Default::default() };
     let mut plan = Plan { used: Vec::new(), new: Vec::new(), paths };
     let readonly = bundle.spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
     let rootfs = |source| Error::Dir { path: bundle.rootfs.clone(), source };
     let file = identity(&bundle.rootfs).map_err(rootfs)?;
-    let entry = Entry { name: free_name(id, "rootfs", served), source: bundle.rootfs.clone(), readonly };
+    let entry = Entry { name: Path::new(folder).join("rootfs"), source: bundle.rootfs.clone(), readonly };
     plan.paths.root = plan.add(Used { entry, file });
     for (index, mount) in bundle.spec.mounts().iter().flatten().enumerate() {
         let Some(source) = mount.source().as_ref().filter(|_| is_bind(mount)) else { continue };
@@ -78,7 +80,7 @@ pub fn plan(id: &str, bundle: &Bundle, served: &[Used]) -> Result<Plan, Error> {
             plan.used.push(used.clone());
             guest_path(&used.entry)
         } else {
-            let name = free_name(id, &format!("mounts/{index}"), served);
+            let name = Path::new(folder).join("mounts").join(index.to_string());
             plan.add(Used { entry: Entry { name, source, readonly }, file })
         };
         plan.paths.binds.insert(index, path);
@@ -97,14 +99,6 @@ impl Plan {
 
 fn guest_path(entry: &Entry) -> PathBuf {
     Path::new(rt_proto::SHARE_DIR).join(&entry.name)
-}
-
-/// A container that was deleted may have left an entry that another one uses, and its ID to a new one.
-fn free_name(id: &str, name: &str, served: &[Used]) -> PathBuf {
-    let names = std::iter::once(name.to_owned()).chain((1..).map(|number| format!("{name}.{number}")));
-    let mut paths = names.map(|name| Path::new(id).join(name));
-    let is_free = |path: &PathBuf| served.iter().all(|used| used.entry.name != *path);
-    paths.find(is_free).expect("there are more numbers than entries")
 }
 
 fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
@@ -133,7 +127,12 @@ mod tests {
         planned_in(dir.path(), "c1", mounts, &[])
     }
 
-    fn planned_in(dir: &Path, id: &str, mounts: serde_json::Value, served: &[Used]) -> Result<Plan, Error> {
+    fn planned_in(
+        dir: &Path,
+        folder: &str,
+        mounts: serde_json::Value,
+        served: &[Used],
+    ) -> Result<Plan, Error> {
         std::fs::write(dir.join("hosts"), "").unwrap();
         let spec =
             json!({"ociVersion": "1.0.2", "root": {"path": "rootfs", "readonly": true}, "mounts": mounts});
@@ -142,7 +141,7 @@ mod tests {
             rootfs: dir.join("rootfs"),
             spec: serde_json::from_value(spec).unwrap(),
         };
-        plan(id, &bundle, served)
+        plan(folder, &bundle, served)
     }
 
     #[test]
@@ -192,10 +191,10 @@ mod tests {
         // What is served for reading only does not do for writing.
         let a = planned("a", &readonly, &[]);
         assert_eq!(names(&planned("b", &writable, &a.used)), ["b/rootfs", "b/mounts/0"]);
-        // Another file at the same path, and a name that is taken by an earlier container of that ID.
+        // Another file at the same path.
         let mut other = planned("a", &writable, &[]).used;
         other[1].file.1 += 1;
-        assert_eq!(names(&planned("a", &writable, &other[1..])), ["a/rootfs", "a/mounts/0.1"]);
+        assert_eq!(names(&planned("b", &writable, &other)), ["b/rootfs", "b/mounts/0"]);
     }
 
     #[test]

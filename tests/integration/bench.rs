@@ -66,6 +66,7 @@ fn all() {
     let mut table = Table::default();
     starts(&mut table);
     memory(&mut table);
+    pods(&mut table);
     sizes(&mut table);
     instructions(&mut table);
     throughput(&mut table);
@@ -204,6 +205,41 @@ fn memory(table: &mut Table) {
     }
     running.signal(nix::sys::signal::Signal::SIGKILL);
     running.end();
+}
+
+/// What the second container of a pod costs beside the first.
+fn pods(table: &mut Table) {
+    let (kind, pod) = ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id");
+    let mut first = Bundle::new();
+    first.config["annotations"] = json!({kind: "sandbox", pod: first.id});
+    let mut second = Bundle::new();
+    second.root = first.root.clone();
+    second.config["annotations"] = json!({kind: "container", pod: first.id});
+    let bundles = [&mut first, &mut second].map(|bundle| {
+        bundle.args(&["/bin/sleep", "1000"]);
+        &*bundle
+    });
+    let mut took = [Vec::new(), Vec::new()];
+    for round in 0..ROUNDS {
+        let containers = [0, 1].map(|number| {
+            let begin = monotonic_ms();
+            let container = bundles[number].create(&[]);
+            container.start();
+            took[number].push(monotonic_ms() - begin);
+            container
+        });
+        if round == 0 {
+            let processes = host(&format!("pgrep -f '{}|{}' | wc -l", bundles[0].id, bundles[1].id));
+            table.row("processes of a pod of two containers", processes.parse().unwrap(), "", None);
+        }
+        let [sandbox, member] = containers;
+        drop(member);
+        drop(sandbox);
+    }
+    let [mut first, mut second] = took;
+    let (first, second) = (median(&mut first), median(&mut second));
+    table.row("first container of a pod, create + start", first, "ms", None);
+    table.row("second container of a pod, create + start", second, "ms", Some(first / 4.0));
 }
 
 fn sizes(table: &mut Table) {

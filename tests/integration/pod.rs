@@ -209,12 +209,21 @@ fn a_pod_of_crio() {
 fn the_end_of_the_sandbox_is_the_end_of_all() {
     let pause = sandbox();
     let pod = running(&pause);
-    let (a, b) = (member(&pause, pod.pid(), "echo up; sleep 1000"), member(&pause, pod.pid(), "exit 7"));
-    let (a, b) = (running(&a), b.create(&[]));
+    pause.file("volume/file", "in the volume\n");
+    let members = ["echo up; sleep 1000", "exit 7", "cat /v/file"].map(|script| {
+        let mut bundle = member(&pause, pod.pid(), script);
+        bundle.mount("/v", "bind", pause.path("volume").to_str().unwrap(), &["rbind"]);
+        bundle
+    });
+    let (a, b) = (running(&members[0]), members[1].create(&[]));
     a.wrote("up");
     let pids = [a.pid(), b.pid()];
     pod.rt(&["delete", "--force"]).says(&[]);
+    // A new pod with the same ID has nothing to do with what is still on record of the old one.
+    let again = running(&pause);
+    members[2].call().end().says(&["in the volume"]);
     all_ended(&[(&a, pids[0]), (&b, pids[1])], &[137]);
+    assert_eq!(again.state()["status"], "running");
 }
 
 /// They report `stopped` at once, with these exit codes, and can be deleted.
@@ -409,4 +418,47 @@ fn joining_races_with_the_end_of_the_sandbox() {
         bundle.rt(&["delete", "--force", &bundle.id]).says(&[]);
         bundle.leaves_nothing();
     }
+}
+
+/// As the kubelet adds the containers' limits up, and containerd passes that on.
+#[test]
+fn the_machine_is_as_large_as_the_pods_limits() {
+    let mut pause = sandbox();
+    for (name, value) in [("cpu-quota", "150000"), ("cpu-period", "100000"), ("memory", "134217728")] {
+        pause.config["annotations"][format!("io.kubernetes.cri.sandbox-{name}")] = json!(value);
+    }
+    // Of the sandbox's own container, and so without a meaning for the pod.
+    pause.config["linux"]["resources"]["memory"] = json!({"limit": 16 << 20});
+    let pod = running(&pause);
+    let text = pod.exec("nproc; awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo").text();
+    let numbers: Vec<u32> = text.lines().map(|line| line.parse().unwrap()).collect();
+    assert_eq!(numbers[0], 2);
+    // The limits and 96 MiB for the guest itself, less what its kernel keeps to itself.
+    assert!((190..=228).contains(&numbers[1]), "{numbers:?}");
+}
+
+/// Privileged in the guest, and the host's devices are not there: neither as nodes nor in the kernel.
+#[test]
+fn a_privileged_container_is_so_in_the_guest() {
+    let pause = sandbox();
+    let pod = running(&pause);
+    let mut bundle = member(&pause, pod.pid(), "exec sleep 1000");
+    bundle.capabilities(&[
+        "CAP_SYS_ADMIN",
+        "CAP_NET_ADMIN",
+        "CAP_MKNOD",
+        "CAP_DAC_OVERRIDE",
+        "CAP_SYS_MODULE",
+    ]);
+    bundle.config["process"]["noNewPrivileges"] = json!(false);
+    bundle.config["linux"]["maskedPaths"] = json!([]);
+    bundle.config["linux"]["readonlyPaths"] = json!([]);
+    bundle.config["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+    let container = running(&bundle);
+    container
+        .exec("mount -t tmpfs none /tmp && echo 1 >/proc/sys/kernel/panic_on_oops && echo yes")
+        .says(&["yes"]);
+    // It makes the node of any device; behind it is what the guest has.
+    container.exec("mknod /tmp/disk b 254 0 && cat /tmp/disk").code(1);
+    container.exec("ls /sys/block; tail -n +3 /proc/partitions | wc -l").says(&["0"]);
 }
