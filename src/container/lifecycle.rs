@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxMemory, LinuxResources};
+use serde_json::Value;
 
 use super::hooks::{self, Moment};
 use super::record::{self, Record, State, Status, Store};
@@ -241,13 +242,64 @@ fn change(
     Ok(state.write(&record)?)
 }
 
-/// Changes the container's limits in the guest.
+/// Changes the container's limits in the guest, and those of its sandbox on the host with them. A refusal by either
+/// leaves both as they were.
 ///
 /// # Errors
-/// [`Error::NotRunning`] when it has stopped; else what the agent says.
+/// [`Error::NotRunning`] when it has stopped; [`Error::Cgroup`]; else what the agent says.
 pub fn update(store: &Store, config: &Config, id: &str, resources: &LinuxResources) -> Result<(), Error> {
-    let text = serde_json::to_vec(resources).expect("resources have only string keys");
-    Ok(live(store, config, id)?.update_container(id, text)?)
+    let state = store.lock(id)?;
+    let mut record = state.read()?;
+    if matches!(record.status(), Status::Stopped | Status::Creating) {
+        return Err(Error::NotRunning);
+    }
+    let change = serde_json::to_value(resources).expect("resources have only string keys");
+    let wanted = merged(&record.resources, change.clone());
+    let set = |resources: &LinuxResources| {
+        crate::cgroup::change(
+            &record.cgroups,
+            &super::monitor::limits(config, record.machine_mib(), Some(resources)),
+        )
+    };
+    let result = set(&wanted)
+        .map_err(Error::from)
+        .and_then(|()| Ok(agent(&record, config)?.update_container(id, change.to_string().into_bytes())?));
+    if let Err(error) = result {
+        if let Err(left) = set(&record.resources) {
+            tracing::warn!("the host's cgroups keep some of the new limits: {left}");
+        }
+        return Err(error);
+    }
+    let memory = wanted.memory().as_ref().and_then(LinuxMemory::limit).unwrap_or(0);
+    if let Some(size) = record.size
+        && memory >> 20 > i64::from(size.memory_mib)
+    {
+        tracing::warn!(
+            "the memory limit is {} MiB now, but the virtual machine has {} MiB and does not grow",
+            memory >> 20,
+            size.memory_mib
+        );
+    }
+    record.resources = wanted;
+    Ok(state.write(&record)?)
+}
+
+/// What is absent from `change` stays as it is.
+fn merged(resources: &LinuxResources, change: Value) -> LinuxResources {
+    fn merge(into: &mut Value, change: Value) {
+        match (into, change) {
+            (Value::Object(into), Value::Object(change)) => {
+                change
+                    .into_iter()
+                    .for_each(|(key, value)| merge(into.entry(key).or_insert(Value::Null), value));
+            }
+            (_, Value::Null) => {}
+            (into, change) => *into = change,
+        }
+    }
+    let mut all = serde_json::to_value(resources).expect("resources have only string keys");
+    merge(&mut all, change);
+    serde_json::from_value(all).expect("two objects of one type make one of it")
 }
 
 /// The container's processes, as the guest tells them; none of one that has stopped.

@@ -30,7 +30,8 @@ pub use console::Console;
 pub use exec::{Exec, ExecRequest, carry as exec};
 pub use id::{InvalidId, generate, validate};
 pub use lifecycle::{
-    cgroup_files, console, delete, is_live, kill, list, log, pause, processes, resume, start, stats, update, watch_oom,
+    cgroup_files, console, delete, is_live, kill, list, log, pause, processes, resume, start, stats, update,
+    watch_oom,
 };
 pub use monitor::Monitor;
 pub use record::{Error as StateError, Record, Status, Store};
@@ -46,6 +47,9 @@ use crate::config::{self, Config};
 use crate::hypervisor;
 use crate::sandbox::{self, Timeline, TraceForm};
 pub use signals::Signals;
+
+/// The exit code of a process whose container or virtual machine ended under it: it was killed.
+const KILLED: u8 = 128 + libc::SIGKILL as u8;
 
 /// Why a container did not run, or a verb failed. Each message is complete with its source chain; wording that
 /// callers search for is runc's.

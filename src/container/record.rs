@@ -15,7 +15,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 use nix::unistd::{Uid, User};
-use oci_spec::runtime::{Hooks, Process};
+use oci_spec::runtime::{Hooks, LinuxResources, Process};
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::Bundle;
@@ -113,6 +113,9 @@ pub struct Record {
     /// The monitor is a process that stands for other containers, too.
     #[serde(default)]
     pub shared_monitor: bool,
+    /// The container's limits, as last set; the host's cgroups have them plus an overhead.
+    #[serde(default)]
+    pub resources: LinuxResources,
 }
 
 impl Record {
@@ -137,7 +140,13 @@ impl Record {
             sandbox: None,
             share: Vec::new(),
             shared_monitor: false,
+            resources: bundle.resources().cloned().unwrap_or_default(),
         }
+    }
+
+    /// Memory of the virtual machine that is this container's; 0 when it has joined another's.
+    pub fn machine_mib(&self) -> u32 {
+        self.size.map_or(0, |size| size.memory_mib)
     }
 
     /// What the container is now: one whose monitor is gone has stopped, whatever was written last.
@@ -395,6 +404,7 @@ mod tests {
             sandbox: None,
             share: Vec::new(),
             shared_monitor: false,
+            resources: LinuxResources::default(),
         }
     }
 
