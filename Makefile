@@ -119,6 +119,8 @@ conformance: rt guest
 
 bench: integration
 	$(call need,$(bench_packages))
+	cargo build --release --locked --example boot
+	@tests/integration/place.sh $(cargo_target)/$(triple)/release/examples/boot target/test/boot
 	@tests/integration/all.sh bench
 
 # What lies in target/release/guest is packed, and the tuned kernel made if it is not there.

@@ -39,7 +39,8 @@ impl Guest {
     /// The configured guest, or the first that is found.
     ///
     /// # Errors
-    /// [`Error::NoGuest`] with the places that were looked at; [`Error::GuestFile`] for a configured file that cannot be one; [`Error::Packed`].
+    /// [`Error::NoGuest`] with the places that were looked at; [`Error::GuestFile`] for a configured file that cannot be one;
+    /// [`Error::Packed`].
     pub fn find(config: &Config) -> Result<Self, Error> {
         match (&config.hypervisor.kernel, &config.hypervisor.initramfs) {
             (Some(kernel), Some(initramfs)) => {

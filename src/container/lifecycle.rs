@@ -93,6 +93,9 @@ fn is_gone(error: &Error) -> bool {
 /// # Errors
 /// [`Error::NotStopped`] without `force`; [`record::Error::Missing`] without `force`; else what the system says.
 pub fn delete(store: &Store, config: &Config, id: &str, force: bool) -> Result<(), Error> {
+    if force {
+        store.sweep();
+    }
     let record = match store.read(id) {
         Ok(record) => record,
         Err(record::Error::Missing(_)) if force => return Ok(()),

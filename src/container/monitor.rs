@@ -360,7 +360,13 @@ impl Monitor {
             Err(error) if self.request.rootless && error.is_denied() => {
                 tracing::warn!("going on without a cgroup: {}", log::chain(&error));
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                // It was there before, and somebody keeps it so.
+                if matches!(error, cgroup::Error::Frozen(_)) {
+                    self.record.cgroups.clear();
+                }
+                return Err(error.into());
+            }
         }
         self.timeline.mark("rt.cgroup-entered");
         Ok(())

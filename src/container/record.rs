@@ -194,6 +194,7 @@ impl Store {
         let mut private = DirBuilder::new();
         private.mode(0o700);
         private.recursive(true).create(&self.root).map_err(failed(&self.root))?;
+        self.sweep();
         // '~' is in no ID, and the number is this thread's own.
         let draft = self.root.join(format!("~{}", nix::unistd::gettid()));
         private.recursive(false).create(&draft).map_err(failed(&draft))?;
@@ -207,6 +208,18 @@ impl Store {
             })
         });
         result.inspect_err(|_| drop(std::fs::remove_dir_all(&draft)))
+    }
+
+    /// Removes the drafts of threads that are gone, and of one that had this thread's number.
+    pub fn sweep(&self) {
+        let own = nix::unistd::gettid().as_raw();
+        for (path, maker, _) in self.drafts().unwrap_or_default() {
+            // A thread's number is found in /proc, too, if not listed there.
+            if maker == own || !Path::new("/proc").join(maker.to_string()).exists() {
+                // Another sweep may have been quicker.
+                let _ = std::fs::remove_dir_all(path);
+            }
+        }
     }
 
     /// Changes the record of an existing container, under its lock, and gives it as it is then.
@@ -423,6 +436,21 @@ mod tests {
         store.lock("a").unwrap().remove().unwrap();
         assert_eq!(store.lock("a").unwrap_err().to_string(), "container does not exist: a");
         store.create(&record("a")).unwrap();
+    }
+
+    #[test]
+    fn drafts_of_the_dead_are_swept() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::new(root.path().into());
+        // Above the kernel's highest number; one that lives; this thread's, of an earlier life.
+        for pid in [1 << 23, 1, nix::unistd::gettid().as_raw()] {
+            std::fs::create_dir(root.path().join(format!("~{pid}"))).unwrap();
+        }
+        store.create(&record("a")).unwrap();
+        let mut names: Vec<_> =
+            std::fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["a", "~1"]);
     }
 
     #[test]
