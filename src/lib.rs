@@ -20,3 +20,4 @@ pub mod sandbox;
 pub mod share;
 pub mod shim;
 pub mod sys;
+pub mod wiring;

@@ -8,9 +8,15 @@ mod doctor;
 mod events;
 mod exec;
 mod features;
+mod gc;
+mod install;
 mod kata_check;
 mod kill;
 mod list;
+mod logs;
+mod metrics;
+#[cfg(test)]
+mod pages;
 mod pause;
 mod ps;
 mod resume;
@@ -18,6 +24,8 @@ mod run;
 mod spec;
 mod start;
 mod state;
+mod stats;
+mod trace;
 mod update;
 mod usage;
 
@@ -117,12 +125,16 @@ enum Verb {
     Events(events::Arguments),
     Exec(Box<exec::Arguments>),
     Features(features::Arguments),
+    Gc(gc::Arguments),
+    Install(install::Arguments),
     #[command(alias = "check")]
     KataCheck(kata_check::Check),
     #[command(alias = "env")]
     KataEnv(kata_check::Environ),
     Kill(kill::Arguments),
     List(list::Arguments),
+    Logs(logs::Arguments),
+    Metrics(metrics::Arguments),
     Pause(pause::Arguments),
     Ps(ps::Arguments),
     Restore(checkpoint::Restore),
@@ -131,6 +143,8 @@ enum Verb {
     Spec(spec::Arguments),
     Start(start::Arguments),
     State(state::Arguments),
+    Stats(stats::Arguments),
+    Trace(trace::Arguments),
     Update(Box<update::Arguments>),
 }
 
@@ -145,6 +159,7 @@ impl Verb {
             Self::Checkpoint(arguments) => arguments.run(),
             Self::Restore(arguments) => arguments.run(),
             Self::Features(arguments) => arguments.run(),
+            Self::Install(arguments) => arguments.run(),
             Self::Spec(arguments) => arguments.run(),
             Self::Doctor(arguments) => arguments.run(),
             Self::Config(arguments) => arguments.run(config),
@@ -164,6 +179,11 @@ impl Verb {
             Self::Run(arguments) => arguments.run(global, &config?, timeline),
             Self::Start(arguments) => arguments.run(global, &config?),
             Self::Update(arguments) => arguments.run(global, &config?),
+            Self::Gc(arguments) => arguments.run(global, &config?),
+            Self::Logs(arguments) => arguments.run(global, &config?),
+            Self::Metrics(arguments) => arguments.run(global, &config?),
+            Self::Stats(arguments) => arguments.run(global, &config?),
+            Self::Trace(arguments) => global.knows_root(config).and_then(|()| arguments.run(global)),
         }
     }
 

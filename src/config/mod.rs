@@ -7,9 +7,11 @@
 //! and a contradiction are errors that say where.
 
 mod annotations;
+mod cache;
 mod guest;
 mod import;
 mod layers;
+mod packed;
 mod reference;
 mod settings;
 
@@ -208,8 +210,12 @@ pub enum Error {
     NoGuest(Vec<PathBuf>),
     #[error("{origin}: cannot use the {what} {path}: {reason}; {mend}")]
     GuestFile { origin: String, what: &'static str, path: PathBuf, reason: String, mend: &'static str },
+    #[error(transparent)]
+    Packed(#[from] cache::Error),
     #[error("settings do not fit together: {0}")]
     Shape(String),
+    #[error(transparent)]
+    Packed(#[from] cache::Error),
 }
 
 /// A setting as it is in force.

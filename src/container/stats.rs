@@ -129,6 +129,24 @@ fn is_zero(number: &u64) -> bool {
 }
 
 impl Stats {
+    /// Processor time, in nanoseconds.
+    pub fn cpu_ns(&self) -> u64 {
+        self.cpu.usage.total
+    }
+
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory.usage.usage
+    }
+
+    /// `None` is no limit.
+    pub fn memory_limit_bytes(&self) -> Option<u64> {
+        Some(self.memory.usage.limit).filter(|limit| *limit != u64::MAX)
+    }
+
+    pub fn pids(&self) -> u64 {
+        self.pids.current
+    }
+
     /// From the content of the files by their names, as Documentation/admin-guide/cgroup-v2.rst describes them.
     pub fn from_cgroup(files: &HashMap<String, String>) -> Self {
         let text = |name: &str| files.get(name).map_or("", String::as_str);

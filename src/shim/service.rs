@@ -394,6 +394,7 @@ impl Service {
             console_socket: None,
             cgroup: String::new(),
             ignore_paused: false,
+            detached: false,
         };
         let streams = Streams {
             stdin: request.stdin,

@@ -18,7 +18,7 @@ die() { echo "conformance: $*" >&2; exit 1; }
 [ "$(id -u)" = 0 ] || die "the suite wants root"
 work=$PWD/target/conformance
 mode=${1:-all}
-# Seconds for one file; a test of it that waits for ever has failed, and those behind it did not run.
+# Seconds for one file: a test of it that waits for ever has failed, and so have those behind it.
 limit=$((300 * ${RT_TEST_PATIENCE:-1}))
 guest_cgroups=(CGROUP_UNIFIED=yes CGROUP_BASE_PATH=/sys/fs/cgroup
   "CGROUP_SUBSYSTEMS=cpuset cpu io memory pids devices freezer hugetlb")
@@ -47,6 +47,9 @@ one() {
   case $name in rt) runtime=$RT ;; *) runtime=$(command -v "$name") ;; esac
   suite "$log.log" "$runtime" -- ${filter:+--filter "$filter"} "$suite/$file"
   results "$file" "$log.log" >"$log.results"
+  # A file whose time was up has tests that did not come to an end.
+  sed -nE 's/^@test "(.*)" \{$/\1/p' "$suite/$file" | grep -E "$filter" |
+    sed "s/^/$file: /" | grep -vxFf <(sed 's/ => .*//' "$log.results") | sed 's/$/ => fail/' >>"$log.results"
   [ "$name" = rt ] || return 0
   v2=$(sed -n 's/^[^:]*: \(.*\) => skip test requires cgroups_v2$/\1/p' "$log.results" | one_of)
   [ -n "$v2" ] || return 0

@@ -71,8 +71,21 @@ impl Processes {
 
     /// The one that is `rt … VERB …`, as a user calls it.
     pub fn calling(&self, verb: &str) -> Option<i32> {
-        let is = |words: &str| words.contains(" --root ") && words.split(' ').any(|word| word == verb);
+        // Not the shell that is about to become it.
+        let is = |words: &str| {
+            !words.starts_with("/bin/sh ")
+                && words.contains(" --root ")
+                && words.split(' ').any(|word| word == verb)
+        };
         self.0.iter().find(|(_, words)| is(words)).map(|(pid, _)| *pid)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn pids(&self) -> impl Iterator<Item = i32> {
+        self.0.iter().map(|(pid, _)| *pid)
     }
 
     pub fn kill(&self) {
