@@ -371,7 +371,7 @@ mod tests {
     fn a_mismatch_names_both_versions() {
         let text = version_mismatch(9);
         assert!(
-            text.contains("version 9") && text.contains("version 2") && text.contains("use a guest image")
+            text.contains("version 9") && text.contains("version 3") && text.contains("use a guest image")
         );
     }
 }
