@@ -15,6 +15,7 @@ use super::record::{Status, Store};
 use super::signals::Signals;
 use super::stdio::Stdio;
 use super::{Error, system, wait};
+use super::{lifecycle, preserve};
 use crate::agent::{self, Agent};
 use crate::cgroup;
 use crate::config::Config;
@@ -35,6 +36,8 @@ pub struct ExecRequest {
     pub ignore_paused: bool,
     /// This process stands for the other one only, and so counts as the container's on the host, too.
     pub detached: bool,
+    /// The process's descriptors beyond the standard ones.
+    pub preserve: preserve::Range,
 }
 
 /// What a process ends with whose container or virtual machine ended under it.
@@ -63,19 +66,21 @@ pub fn carry(
     let timeout = match record.status() {
         // It is frozen at its first instruction, until the container is resumed.
         Status::Paused => Duration::MAX,
-        _ => Duration::from_millis(config.agent.timeout_ms),
+        _ => lifecycle::patience(vm, config),
     };
     let agent = Agent::connect(&vm.vsock, timeout)?;
     let terminal = request.process.terminal().unwrap_or(false);
     let console = Console::open(terminal, request.console_socket.as_deref(), request.process.console_size())?;
-    let (stdio, names) = Stdio::open(&vm.vsock, terminal)?;
+    let (stdio, mut names) = Stdio::open(&vm.vsock, terminal)?;
+    let moving = preserve::open(request.preserve.take()?, &vm.vsock, &mut names)?;
     let exec_id = format!("{:016x}", random::non_zero().map_err(system("make an ID"))?);
     let process = serde_json::to_vec(&request.process).expect("a process has only string keys");
     let size = console.as_ref().and_then(Console::size);
     agent.exec_process(&request.id, &exec_id, process, names, size, &request.cgroup)?;
     let watch = signals.watch_process(&agent, &request.id, &exec_id, console.clone());
     watch.map_err(system("watch signals"))?;
-    let pumps = stdio.start(console.as_ref()).map_err(system("start the standard streams"))?;
+    let mut pumps = stdio.start(console.as_ref()).map_err(system("start the standard streams"))?;
+    moving.start(&mut pumps).map_err(system("start the preserved descriptors' streams"))?;
     if let Err(error) = up() {
         let _ = agent.signal_process(&request.id, &exec_id, libc::SIGKILL, false);
         return Err(error);

@@ -10,6 +10,8 @@ mod hooks;
 mod id;
 mod lifecycle;
 mod monitor;
+mod notify;
+mod preserve;
 mod record;
 mod signals;
 mod state;
@@ -26,10 +28,13 @@ pub use console::Console;
 pub use exec::{ExecRequest, carry as exec};
 pub use id::{InvalidId, generate, validate};
 pub use lifecycle::{delete, kill, list, pause, processes, resume, start, stats, update, watch_oom};
+pub use preserve::{FIRST as FIRST_PRESERVED, Range as PreserveRange};
 pub use record::{Error as StateError, Record, Status, Store};
 pub use state::StateView;
 pub use stats::Stats;
-pub use task::{MonitorProcess, Task, main as monitor_main, start as start_monitor};
+pub use task::{
+    MonitorProcess, PRESERVED as MONITORS_PRESERVED, Task, main as monitor_main, start as start_monitor,
+};
 
 use crate::bundle::{self, Bundle};
 use crate::cgroup;
@@ -62,6 +67,8 @@ pub enum Error {
     Hypervisor(#[from] hypervisor::Error),
     #[error(transparent)]
     Cgroup(#[from] cgroup::Error),
+    #[error(transparent)]
+    Preserve(#[from] preserve::Error),
     #[error("cannot {what}")]
     System {
         what: &'static str,
@@ -129,6 +136,10 @@ pub struct Request {
     pub rootless: bool,
     /// Who gets the upper end of the container's terminal.
     pub console_socket: Option<PathBuf>,
+    /// Where the service manager listens that is to hear of the container's process.
+    pub notify_socket: Option<PathBuf>,
+    /// The process's descriptors beyond the standard ones.
+    pub preserve: preserve::Range,
     /// The container is started as soon as it has been created.
     pub start: bool,
     /// The container's state stays when it has ended, until it is deleted.
@@ -152,6 +163,7 @@ pub fn carry(
     let bundle = Bundle::load(&request.bundle)?;
     // Before any thread starts and before anything is acquired: from here on a signal is an event, not an end.
     let signals = Signals::block().map_err(system("block signals"))?;
+    let preserved = request.preserve.take()?;
     let store = Store::new(request.root.clone());
     let mut record = Record::new(&request.id, &bundle);
     let cgroup = bundle.cgroups_path().map(|path| cgroup::Plan::new(path, request.systemd_cgroup));
@@ -170,7 +182,7 @@ pub fn carry(
         is_up: false,
         timeline,
     };
-    let result = monitor.carry(signals, up);
+    let result = monitor.carry(signals, preserved, up);
     let removed = monitor.leave();
     monitor.timeline.mark("rt.cleaned-up");
     let code = result?;

@@ -9,6 +9,8 @@ use oci_spec::runtime::LinuxResources;
 
 use super::console::Console;
 use super::hooks::{self, Moment};
+use super::notify;
+use super::preserve::{self, Preserved};
 use super::record::{self, Record, Status, Store};
 use super::signals::{Signals, Watch};
 use super::state::StateView;
@@ -23,6 +25,7 @@ use crate::log;
 use crate::sandbox::{self, Booting, Plan, Sandbox, Size, Timeline};
 use crate::share;
 use crate::sys::pidfd::ProcessId;
+use crate::sys::random;
 
 /// Threads of VMM, file server and monitor beyond the container's own limit of processes.
 const TASKS_OVERHEAD: u32 = 512;
@@ -63,16 +66,21 @@ impl Monitor<'_> {
     pub fn carry(
         &mut self,
         signals: Signals,
+        preserved: Vec<Preserved>,
         up: &mut dyn FnMut() -> Result<(), Error>,
     ) -> Result<u8, Error> {
-        share::lay_mount_points(self.bundle);
+        let notify = self.request.notify_socket.as_ref().map(|_| notify::mount(&self.request.id));
+        share::lay_mount_points(self.bundle, notify.as_slice());
         let share = share::plan(&self.request.id, self.bundle)?;
-        let spec = guest_spec(&self.bundle.spec, &share.paths);
+        let mut spec = guest_spec(&self.bundle.spec, &share.paths);
+        if notify.is_some() {
+            notify::prepare(&mut spec, &self.request.id);
+        }
         let spec = serde_json::to_vec(&spec).expect("a spec has only string keys");
         let booting = self.launch(share)?;
         let watch = signals.watch_boot(booting.vm().pidfd()).map_err(system("watch signals"))?;
         let sandbox = self.boot(booting, &watch)?;
-        let (pumps, console) = self.create(&sandbox, spec)?;
+        let (pumps, console) = self.create(&sandbox, spec, preserved)?;
         watch.forward_to(&sandbox.agent, &self.request.id, console).map_err(Error::Interrupted)?;
         if self.request.start {
             self.start(&sandbox)?;
@@ -158,22 +166,35 @@ impl Monitor<'_> {
         })
     }
 
-    fn create(&mut self, sandbox: &Sandbox, spec: Vec<u8>) -> Result<(Pumps, Option<Console>), Error> {
+    fn create(
+        &mut self,
+        sandbox: &Sandbox,
+        spec: Vec<u8>,
+        preserved: Vec<Preserved>,
+    ) -> Result<(Pumps, Option<Console>), Error> {
         let process = self.bundle.spec.process().as_ref();
         let size = process.and_then(|process| process.console_size());
         let terminal = self.bundle.terminal();
         let console = Console::open(terminal, self.request.console_socket.as_deref(), size)?;
-        let (stdio, names) = Stdio::open(&sandbox.vm.record().vsock, terminal)?;
+        let vsock = sandbox.vm.record().vsock;
+        let (stdio, mut names) = Stdio::open(&vsock, terminal)?;
+        let moving = preserve::open(preserved, &vsock, &mut names)?;
+        if let Some(socket) = &self.request.notify_socket {
+            names.notify = random::non_zero().map_err(system("make a stream's name"))?;
+            let stream = agent::open_stream(&vsock, names.notify)?;
+            notify::forward(stream, socket).map_err(system("forward notifications"))?;
+        }
         let size = console.as_ref().and_then(Console::size);
         sandbox.agent.create_container(&self.request.id, spec, names, size)?;
         self.timeline.mark("container.created");
         self.record = self.store.change(&self.request.id, |record| record.status = Status::Created)?;
-        let pumps = stdio.start(console.as_ref()).map_err(system("start the standard streams"))?;
+        let mut pumps = stdio.start(console.as_ref()).map_err(system("start the standard streams"))?;
+        moving.start(&mut pumps).map_err(system("start the preserved descriptors' streams"))?;
         Ok((pumps, console))
     }
 
     fn start(&mut self, sandbox: &Sandbox) -> Result<(), Error> {
-        sandbox.agent.start_container(&self.request.id)?;
+        sandbox.agent.start_container(&self.request.id, hooks::has_start_hooks(&self.record.hooks))?;
         self.timeline.mark("container.started");
         self.record = self.store.change(&self.request.id, |record| record.status = Status::Running)?;
         let state = StateView::for_hook(&self.record, Status::Running);

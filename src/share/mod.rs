@@ -1,6 +1,7 @@
 //! What of the host's files the guest sees: the plan of the sandbox's one share, as plain data. `fsd` serves it.
 //!
-//! The share's root holds a folder for each container: `ID/rootfs`, and `ID/mounts/N` for the bind mount with index N.
+//! The share's root holds a folder for each container: `ID/rootfs`, `ID/mounts/N` for the bind mount with index N, and
+//! `ID/hooks/N` for the program of the createContainer hook with index N.
 //! The guest mounts the share at `rt_proto::SHARE_DIR`.
 
 mod mount_points;
@@ -35,7 +36,7 @@ pub fn plan(id: &str, bundle: &Bundle) -> Result<Plan, Error> {
     let guest = |name: &Path| Path::new(rt_proto::SHARE_DIR).join(name);
     let name = Path::new(id).join("rootfs");
     let readonly = bundle.spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
-    let paths = GuestPaths { root: guest(&name), binds: Default::default() };
+    let paths = GuestPaths { root: guest(&name), binds: Default::default(), hooks: Vec::new() };
     let mut plan = Plan { entries: vec![Entry { name, source: bundle.rootfs.clone(), readonly }], paths };
     for (index, mount) in bundle.spec.mounts().iter().flatten().enumerate() {
         let Some(source) = mount.source().as_ref().filter(|_| is_bind(mount)) else { continue };
@@ -59,6 +60,20 @@ pub fn plan(id: &str, bundle: &Bundle) -> Result<Plan, Error> {
         let name: PathBuf = Path::new(id).join("mounts").join(index.to_string());
         plan.paths.binds.insert(index, guest(&name));
         plan.entries.push(Entry { name, source, readonly });
+    }
+    let hooks = bundle.spec.hooks().as_ref().and_then(|hooks| hooks.create_container().as_ref());
+    for (index, hook) in hooks.into_iter().flatten().enumerate() {
+        let path = hook.path().clone();
+        let source = path.canonicalize().map_err(|source| Error::Hook { index, path, source })?;
+        let same = plan.entries.iter().find(|entry| entry.source == source && entry.readonly);
+        let name = match same {
+            Some(entry) => entry.name.clone(),
+            None => Path::new(id).join("hooks").join(index.to_string()),
+        };
+        if same.is_none() {
+            plan.entries.push(Entry { name: name.clone(), source, readonly: true });
+        }
+        plan.paths.hooks.push(guest(&name));
     }
     Ok(plan)
 }

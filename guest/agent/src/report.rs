@@ -19,21 +19,61 @@ use crate::kmsg;
 /// First byte of a line: a message meant for the user, or a record of libcontainer's log.
 const MESSAGE: char = '!';
 const RECORD: char = '-';
+/// All that is in order.
+const RUNS: [u8; 1] = *b"+";
 /// Bytes of a line that are kept.
 const LONGEST: usize = 4096;
 
 /// The writing end. Never blocks: what does not fit is lost.
 #[derive(Clone)]
-pub struct Report(Arc<OwnedFd>);
+pub struct Report {
+    socket: Arc<OwnedFd>,
+    /// After the creation: to [`Started`].
+    started: Option<Arc<OwnedFd>>,
+}
 
 /// The reading end.
 pub struct Reader(OwnedFd);
 
 /// The two ends for one creation. Packets, since a pipe without reader would kill its writer.
-pub fn pair() -> nix::Result<(Reader, Report)> {
+/// What the second one writes after the creation goes to `started`, else to the process's own stderr.
+pub fn pair(started: Option<OwnedFd>) -> nix::Result<(Reader, Report)> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let (read, write) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
-    Ok((Reader(read), Report(Arc::new(write))))
+    Ok((Reader(read), Report { socket: Arc::new(write), started: started.map(Arc::new) }))
+}
+
+/// Learns whether a container that was told to start has come to its own program: its startContainer hooks are run before.
+pub struct Started(OwnedFd);
+
+impl Started {
+    /// With the end that the container's process gets.
+    ///
+    /// # Errors
+    /// socketpair(2)'s.
+    pub fn pair() -> nix::Result<(Self, OwnedFd)> {
+        let (read, write) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        Ok((Self(read), write))
+    }
+
+    /// Waits.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn wait(self) -> Result<(), String> {
+        let mut lines = String::new();
+        let mut chunk = [0; LONGEST];
+        loop {
+            match nix::unistd::read(self.0.as_fd(), &mut chunk) {
+                Ok(length @ 1..) if chunk[..length] == RUNS => return Ok(()),
+                Ok(length @ 1..) => lines.push_str(&String::from_utf8_lossy(&chunk[..length])),
+                Err(Errno::EINTR) => {}
+                Ok(0) | Err(_) => break,
+            }
+        }
+        Err(choose(&lines).unwrap_or_else(|| "its process ended before".to_owned()))
+    }
 }
 
 impl Report {
@@ -45,9 +85,19 @@ impl Report {
     fn line(&self, kind: char, text: &str) {
         let line = format!("{kind}{}\n", text.replace('\n', " "));
         let bytes = &line.as_bytes()[..line.len().min(LONGEST)];
-        if send(self.0.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) == Err(Errno::EPIPE) {
+        if send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) == Err(Errno::EPIPE) {
             // The runner has gone: the container was started, and its stderr is where runc would say it.
-            let _ = nix::unistd::write(std::io::stderr(), &bytes[1..]);
+            let _ = match &self.started {
+                Some(started) => send(started.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL),
+                None => nix::unistd::write(std::io::stderr(), &bytes[1..]),
+            };
+        }
+    }
+
+    /// The container's own program comes next.
+    pub fn runs(&self) {
+        if let Some(started) = &self.started {
+            let _ = send(started.as_raw_fd(), &RUNS, MsgFlags::MSG_NOSIGNAL);
         }
     }
 
@@ -157,7 +207,7 @@ mod tests {
 
     #[test]
     fn lines_cross_the_socket() {
-        let (reader, report) = pair().expect("a pair");
+        let (reader, report) = pair(None).expect("a pair");
         report.line(RECORD, "cause");
         report.message("two\nlines");
         assert_eq!(reader.best(), Some("two lines".into()));
