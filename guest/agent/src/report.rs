@@ -85,7 +85,9 @@ impl Report {
     fn line(&self, kind: char, text: &str) {
         let line = format!("{kind}{}\n", text.replace('\n', " "));
         let bytes = &line.as_bytes()[..line.len().min(LONGEST)];
-        if send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) == Err(Errno::EPIPE) {
+        let sent = send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL);
+        // The second where it has left something unread.
+        if matches!(sent, Err(Errno::EPIPE | Errno::ECONNRESET)) {
             // The runner has gone: the container was started, and its stderr is where runc would say it.
             let _ = match &self.started {
                 Some(started) => send(started.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL),
@@ -122,7 +124,23 @@ impl Reader {
 
 fn choose(lines: &str) -> Option<String> {
     let of = |kind: char| lines.lines().find_map(|line| line.strip_prefix(kind)).map(str::to_owned);
-    of(MESSAGE).or_else(|| of(RECORD))
+    of(MESSAGE).or_else(|| of(RECORD).map(|line| hook_words(&line).unwrap_or(line)))
+}
+
+/// The failure of a hook in the words of the ones that run on the host; `None` when it is none.
+fn hook_words(line: &str) -> Option<String> {
+    let moments = [("create", "createContainer"), ("start", "startContainer")];
+    let (moment, reason) = moments.into_iter().find_map(|(theirs, moment)| {
+        Some((moment, line.strip_prefix(&*format!("failed to run {theirs} container hooks: "))?))
+    })?;
+    let code = reason.strip_prefix("NonZeroExitCode(").and_then(|rest| rest.strip_suffix(')'));
+    let reason = match (reason, code) {
+        ("Timeout", _) => "it ran past its timeout".to_owned(),
+        ("Killed", _) => "it was ended by a signal".to_owned(),
+        (_, Some(code)) => format!("exit status: {code}"),
+        (other, None) => errno_words(other),
+    };
+    Some(format!("error running {moment} hook: {reason}"))
 }
 
 /// A subscriber that keeps errors, and with `rt.log=debug` shows everything on the console.
@@ -212,6 +230,19 @@ mod tests {
         report.message("two\nlines");
         assert_eq!(reader.best(), Some("two lines".into()));
         assert_eq!(reader.best(), None);
+    }
+
+    #[test]
+    fn hooks_fail_in_the_words_of_the_hosts() {
+        let words = |text: &str| choose(&format!("-failed to run {text}")).expect("a line");
+        assert_eq!(
+            words("create container hooks: NonZeroExitCode(3)"),
+            "error running createContainer hook: exit status: 3"
+        );
+        assert_eq!(
+            words("start container hooks: Timeout"),
+            "error running startContainer hook: it ran past its timeout"
+        );
     }
 
     #[test]
