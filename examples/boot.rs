@@ -12,6 +12,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rt::config::Cache;
 use rt::fsd::{self, Entry, FsdSpec};
 use rt::hypervisor::kvm::{Kvm, probe, vmm_main};
 use rt::hypervisor::{Ending, Hypervisor, VmFds, VmSpec};
@@ -79,6 +80,7 @@ fn parse() -> anyhow::Result<Request> {
             kernel: next("KERNEL")?.into(),
             initramfs: next("INITRAMFS")?.into(),
             kernel_parameters: String::new(),
+            entropy: true,
             console: false,
             state_dir,
             share_tag: "rt".to_owned(),
@@ -109,7 +111,8 @@ fn run(request: &Request) -> anyhow::Result<(Ending, Vec<(String, f64)>)> {
     std::fs::create_dir_all(&request.spec.state_dir)?;
     let entry = Entry { name: "share".into(), source: request.share.clone(), readonly: false };
     let (server, share) = fsd::socket()?;
-    let mut fsd = fsd::launch(&FsdSpec { id: "boot".to_owned(), entries: vec![entry] }, server)?;
+    let spec = FsdSpec { id: "boot".to_owned(), entries: vec![entry], cache: Cache::default(), grows: false };
+    let mut fsd = fsd::launch(&spec, server)?;
     let deadline = Instant::now() + request.timeout;
     let start = monotonic_ns();
     let mut marks = Vec::new();

@@ -1,12 +1,13 @@
 //! rt: an OCI runtime that runs every container in its own lightweight virtual machine.
 //!
 //! The rooms depend on each other downwards only:
-//! `cmd -> container -> sandbox -> {share, agent, hypervisor, fsd} -> {devices, jail} -> sys`;
+//! `cmd, shim -> container -> sandbox -> {share, agent, hypervisor, fsd} -> {devices, jail} -> sys`;
 //! `bundle` and `config` are data that everyone may read. docs/decisions says why.
 
 pub mod agent;
 pub mod bundle;
 pub mod cgroup;
+pub mod check;
 pub mod cmd;
 pub mod config;
 pub mod container;
@@ -17,4 +18,6 @@ pub mod jail;
 pub mod log;
 pub mod sandbox;
 pub mod share;
+pub mod shim;
 pub mod sys;
+pub mod wiring;

@@ -7,14 +7,15 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rt_proto::messages::{
     ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, HelloRequest, ProcessRequest,
-    ResizeTerminalRequest, SignalProcessRequest, UpdateContainerRequest, WatchOomRequest,
+    ReadLogRequest, ReleaseShareRequest, ResizeTerminalRequest, SignalProcessRequest, UpdateContainerRequest,
+    WatchOomRequest,
 };
-pub use rt_proto::messages::{PreservedDescriptor, ProcessInfo};
+pub use rt_proto::messages::{LogRecord, PreservedDescriptor, ProcessInfo};
 use rt_proto::service::AgentClient;
 use rt_proto::{AGENT_PORT, Beacon, PROTOCOL_VERSION, STREAM_PORT};
 
@@ -160,13 +161,15 @@ impl Agent {
     ///
     /// # Errors
     /// [`Error`]
-    /// `spec` is the guest's config.json; `size` is that of the terminal, rows and columns.
+    /// `spec` is the guest's config.json; `size` is that of the terminal, rows and columns; `lifeline` names a stream whose end
+    /// kills the container, 0 is none.
     pub fn create_container(
         &self,
         id: &str,
         spec: Vec<u8>,
         streams: StreamNames,
         size: Option<(u16, u16)>,
+        lifeline: u64,
     ) -> Result<(), Error> {
         let (rows, columns) = size.unwrap_or_default();
         let request = CreateContainerRequest {
@@ -180,6 +183,7 @@ impl Agent {
             terminal_columns: columns.into(),
             notify: streams.notify,
             preserved: streams.preserved,
+            lifeline,
             ..Default::default()
         };
         self.call("CreateContainer", |context| self.client.create_container(context, &request)).map(drop)
@@ -333,6 +337,38 @@ impl Agent {
             .watch_oom(ttrpc::context::Context::default(), &request)
             .map_err(|error| failed("WatchOom", Duration::ZERO, error))?;
         Ok(OomWatch { kills: reply.oom_kills, ended: reply.ended })
+    }
+
+    /// Ends what is left of a container and forgets it.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn delete_container(&self, id: &str) -> Result<(), Error> {
+        let request = ContainerRequest { container_id: id.into(), ..Default::default() };
+        self.call("DeleteContainer", |context| self.client.delete_container(context, &request)).map(drop)
+    }
+
+    /// Has the guest let go of what the share has at these names.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn release_share(&self, names: &[PathBuf]) -> Result<(), Error> {
+        let names = names.iter().map(|name| name.to_string_lossy().into_owned()).collect();
+        let request = ReleaseShareRequest { names, ..Default::default() };
+        self.call("ReleaseShare", |context| self.client.release_share(context, &request)).map(drop)
+    }
+
+    /// Records of the guest's log, the kernel's and the agent's own, from this sequence number on; their text is printable.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn read_log(&self, from: u64) -> Result<Vec<LogRecord>, Error> {
+        let request = ReadLogRequest { from, ..Default::default() };
+        let mut records = self.call("ReadLog", |context| self.client.read_log(context, &request))?.records;
+        for record in &mut records {
+            record.text = printable(&record.text, 4096);
+        }
+        Ok(records)
     }
 
     /// Writes dirty data of the share back, so that the VM may be killed.

@@ -2,7 +2,7 @@
 //! else travels as it stands.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Hook, Hooks, LinuxNamespace, LinuxNamespaceType, Mount, Spec};
 
@@ -17,6 +17,23 @@ pub struct GuestPaths {
     pub hooks: Vec<PathBuf>,
 }
 
+/// Whose namespaces a path of the host's means in the guest: a container that joins a pod names those of the process that
+/// stands for another one, `/proc/PID/ns/ipc`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestNamespaces {
+    /// Whose they are where the path does not tell, as one below /run/netns does not.
+    pub sandbox: String,
+    /// The pod's containers, by the process that stands for each.
+    pub containers: BTreeMap<i32, String>,
+}
+
+impl GuestNamespaces {
+    fn owner(&self, path: &Path) -> &str {
+        let pid = || path.strip_prefix("/proc").ok()?.iter().next()?.to_str()?.parse().ok();
+        pid().and_then(|pid: i32| self.containers.get(&pid)).unwrap_or(&self.sandbox)
+    }
+}
+
 /// Whether a mount binds an existing file or directory, as runc decides it: by type or by option.
 pub fn is_bind(mount: &Mount) -> bool {
     let option = |name: &String| name == "bind" || name == "rbind";
@@ -26,12 +43,13 @@ pub fn is_bind(mount: &Mount) -> bool {
 /// The spec as the agent gets it.
 ///
 /// - `root.path` and the sources of bind mounts become the guest's paths.
-/// - Namespaces lose their host paths. The network namespace goes: the VM's own is the container's.
+/// - Namespaces lose their host paths; in a pod they get the guest's of the container that was meant. The network namespace
+///   goes: the VM's own is the container's.
 /// - Labels and profiles of the host's security modules go, as the guest has none of them and the VM is what isolates.
 /// - Of the hooks those stay that run in the guest; the programs of createContainer are the host's, served by the share.
 /// - cgroupsPath goes, being the host's; so do limits on host devices, what only cgroup v1 had, and the numbers of
 ///   the host's CPUs and memory nodes, which bind the VM. All other limits stay and hold in the guest.
-pub fn guest_spec(host: &Spec, paths: &GuestPaths) -> Spec {
+pub fn guest_spec(host: &Spec, paths: &GuestPaths, pod: Option<&GuestNamespaces>) -> Spec {
     let mut spec = host.clone();
     if let Some(root) = spec.root_mut() {
         root.set_path(paths.root.clone());
@@ -51,7 +69,7 @@ pub fn guest_spec(host: &Spec, paths: &GuestPaths) -> Spec {
         linux.set_cgroups_path(None);
         linux.set_intel_rdt(None);
         if let Some(namespaces) = linux.namespaces_mut() {
-            *namespaces = namespaces.iter().filter_map(guest_namespace).collect();
+            *namespaces = namespaces.iter().filter_map(|namespace| guest_namespace(namespace, pod)).collect();
         }
         if let Some(resources) = linux.resources_mut() {
             resources.set_network(None);
@@ -90,10 +108,24 @@ fn guest_hooks(hooks: &Hooks, programs: &[PathBuf]) -> Option<Hooks> {
     })
 }
 
-fn guest_namespace(namespace: &LinuxNamespace) -> Option<LinuxNamespace> {
+fn guest_namespace(namespace: &LinuxNamespace, pod: Option<&GuestNamespaces>) -> Option<LinuxNamespace> {
+    let kind = match namespace.typ() {
+        LinuxNamespaceType::Network => return None,
+        LinuxNamespaceType::Pid => Some("pid"),
+        LinuxNamespaceType::Ipc => Some("ipc"),
+        LinuxNamespaceType::Uts => Some("uts"),
+        LinuxNamespaceType::User => Some("user"),
+        LinuxNamespaceType::Time => Some("time"),
+        // Its own in any case: what is in them is the container's.
+        LinuxNamespaceType::Mount | LinuxNamespaceType::Cgroup => None,
+    };
+    let path = namespace.path().as_deref().and_then(|path| {
+        let owner = pod?.owner(path);
+        Some(PathBuf::from(rt_proto::namespace_path(owner, kind?)))
+    });
     let mut namespace = namespace.clone();
-    namespace.set_path(None);
-    (namespace.typ() != LinuxNamespaceType::Network).then_some(namespace)
+    namespace.set_path(path);
+    Some(namespace)
 }
 
 #[cfg(test)]
@@ -121,7 +153,7 @@ mod tests {
         .unwrap();
         let paths =
             GuestPaths { root: "/g/rootfs".into(), binds: [(1, "/g/m/1".into())].into(), hooks: Vec::new() };
-        let guest = serde_json::to_value(guest_spec(&host, &paths)).unwrap();
+        let guest = serde_json::to_value(guest_spec(&host, &paths, None)).unwrap();
         assert_eq!(guest["root"], json!({"path": "/g/rootfs", "readonly": true}));
         assert_eq!(guest["mounts"][1]["source"], "/g/m/1");
         assert_eq!(guest["mounts"][1]["options"], json!(["rbind", "ro"]));
@@ -129,5 +161,35 @@ mod tests {
         assert_eq!(guest["linux"]["resources"]["cpu"], json!({"quota": 7}));
         assert!(!guest.to_string().contains("host"), "{guest}");
         assert!(guest["process"].get("apparmorProfile").is_none());
+    }
+
+    #[test]
+    fn in_a_pod_a_path_means_another_containers_namespace() {
+        let host: Spec = serde_json::from_value(json!({
+            "ociVersion": "1.0.2",
+            "linux": {"namespaces": [
+                {"type": "pid", "path": "/proc/7/ns/pid"},
+                {"type": "ipc", "path": "/proc/5/ns/ipc"},
+                {"type": "uts", "path": "/run/utsns/x"},
+                {"type": "mount"},
+                {"type": "cgroup", "path": "/proc/5/ns/cgroup"},
+                {"type": "network", "path": "/run/netns/x"},
+            ]},
+        }))
+        .unwrap();
+        let paths = GuestPaths { root: "/".into(), binds: [].into(), hooks: Vec::new() };
+        let pod = GuestNamespaces {
+            sandbox: "p".into(),
+            containers: [(5, "p".to_owned()), (7, "a".to_owned())].into(),
+        };
+        let guest = serde_json::to_value(guest_spec(&host, &paths, Some(&pod))).unwrap();
+        let expected = json!([
+            {"type": "pid", "path": "/run/rt/containers/a/ns/pid"},
+            {"type": "ipc", "path": "/run/rt/containers/p/ns/ipc"},
+            {"type": "uts", "path": "/run/rt/containers/p/ns/uts"},
+            {"type": "mount"},
+            {"type": "cgroup"},
+        ]);
+        assert_eq!(guest["linux"]["namespaces"], expected);
     }
 }

@@ -5,12 +5,14 @@
 //! the field.
 
 mod guest_spec;
+mod role;
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::{LinuxResources, LinuxSeccompAction, LinuxSyscall, Spec};
 
-pub use guest_spec::{GuestPaths, guest_spec, is_bind};
+pub use guest_spec::{GuestNamespaces, GuestPaths, guest_spec, is_bind};
+pub use role::{Error as RoleError, Role};
 
 /// A validated bundle.
 #[derive(Debug, Clone)]
@@ -99,6 +101,19 @@ impl Bundle {
         self.spec.linux().as_ref()?.cgroups_path().as_deref().filter(|path| !path.as_os_str().is_empty())
     }
 
+    /// Which virtual machine the container belongs into.
+    ///
+    /// # Errors
+    /// [`RoleError`]
+    pub fn role(&self) -> Result<Role, RoleError> {
+        self.spec.annotations().as_ref().map_or(Ok(Role::Alone), Role::of)
+    }
+
+    /// What all containers of this sandbox may use together, as far as its annotations tell.
+    pub fn sandbox_resources(&self) -> Option<LinuxResources> {
+        role::sandbox_resources(self.spec.annotations().as_ref()?)
+    }
+
     /// The limits of the container.
     pub fn resources(&self) -> Option<&LinuxResources> {
         self.spec.linux().as_ref()?.resources().as_ref()
@@ -153,7 +168,28 @@ fn validate(path: &Path, spec: &Spec) -> Result<(), Error> {
             return Err(field(&format!("mounts[{index}].source"), "is missing for a bind mount"));
         }
     }
+    if let Some(problem) = notification(spec) {
+        return Err(field("linux.seccomp", problem));
+    }
     Ok(())
+}
+
+/// Why a seccomp profile that asks a process of the host cannot be had. Wording that callers search for is runc's.
+fn notification(spec: &Spec) -> Option<&'static str> {
+    let profile = spec.linux().as_ref()?.seccomp().as_ref()?;
+    let mut rules = profile.syscalls().iter().flatten();
+    let asks = |rule: &&LinuxSyscall| rule.action() == LinuxSeccompAction::ScmpActNotify;
+    let rule = rules.find(asks);
+    if rule.is_none() && profile.default_action() != LinuxSeccompAction::ScmpActNotify {
+        return None;
+    }
+    Some(match rule.is_some_and(|rule| rule.names().iter().any(|name| name == "write")) {
+        true => "asks for what cannot be: SCMP_ACT_NOTIFY cannot be used for the write syscall",
+        false => {
+            "asks for SCMP_ACT_NOTIFY: failed to connect with seccomp agent, since the notifications of the guest's kernel \
+             cannot go to a process of the host; use SCMP_ACT_ERRNO"
+        }
+    })
 }
 
 #[cfg(test)]
@@ -197,6 +233,9 @@ mod tests {
         assert!(problem(|c| c["root"]["path"] = json!("gone")).ends_with("/gone) does not exist"));
         assert!(problem(|c| c["root"]["path"] = json!("config.json")).contains("is not a directory"));
         assert!(problem(|c| c["root"] = Value::Null).contains("root is missing"));
+        let notify = |name: &str| json!({"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": [name], "action": "SCMP_ACT_NOTIFY"}]}});
+        assert!(problem(|c| c["linux"] = notify("write")).contains("cannot be used for the write syscall"));
+        assert!(problem(|c| c["linux"] = notify("mkdir")).contains("failed to connect with seccomp agent"));
         let mount = json!([{"destination": "/m", "options": ["bind"]}]);
         assert!(problem(|c| c["mounts"] = mount).contains("mounts[0].source is missing"));
     }

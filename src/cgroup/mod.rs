@@ -29,6 +29,9 @@ pub enum Error {
     Host(#[source] io::Error),
     #[error("linux.cgroupsPath is {0:?}, but has to be SLICE:PREFIX:NAME with --systemd-cgroup")]
     Form(String),
+    /// Wording as runc's.
+    #[error("container's cgroup unexpectedly frozen: {0}; thaw it, or name another one in linux.cgroupsPath")]
+    Frozen(PathBuf),
     #[error("cannot set the limit {file} to {value}")]
     Limit {
         file: PathBuf,
@@ -107,8 +110,16 @@ impl Plan {
     /// Makes the groups, sets the limits and moves this process in. What was made stays after an error, for [`remove`].
     ///
     /// # Errors
-    /// [`Error::System`]; a limit whose controller the host has not got is none, since the guest's own holds.
+    /// [`Error::Frozen`]; [`Error::System`]; a limit whose controller the host has not got is none, since the guest's own
+    /// holds.
     pub fn enter(&self, limits: &Limits) -> Result<Member, Error> {
+        // Before anything moves: a process in a frozen group could not even tell why it does not go on.
+        if let Some(frozen) = self.groups.iter().find(|group| is_frozen(&group.path)) {
+            return Err(Error::Frozen(frozen.path.clone()));
+        }
+        if let Some(shared) = self.groups.iter().find(|group| is_populated(&group.path)) {
+            tracing::warn!("container's cgroup is not empty: {}", shared.path.display());
+        }
         let mut member = Member { home: Vec::new() };
         for group in &self.groups {
             if let Err(error) = group.enter(limits, &mut member) {
@@ -190,11 +201,23 @@ impl Member {
     }
 }
 
+/// By the file of version 2 or of version 1; a group that has neither, or is not there, is not.
+fn is_frozen(group: &Path) -> bool {
+    let says =
+        |file: &str, word: &str| fs::read_to_string(group.join(file)).is_ok_and(|text| text.trim() == word);
+    says("cgroup.freeze", "1") || says("freezer.state", "FROZEN") || says("freezer.state", "FREEZING")
+}
+
+fn is_populated(group: &Path) -> bool {
+    fs::read_to_string(group.join("cgroup.procs")).is_ok_and(|text| !text.is_empty())
+}
+
 fn move_to(group: &Path) -> io::Result<()> {
     fs::write(group.join("cgroup.procs"), std::process::id().to_string())
 }
 
-/// Removes groups, once what was in them has ended. Ones that are gone are no error.
+/// Removes groups, once what was in them has ended. Ones that are gone are no error; ones that other processes use, those of
+/// another container with the same path, stay.
 ///
 /// # Errors
 /// [`Error::System`] after trying all.
@@ -215,6 +238,10 @@ fn remove_by(path: &Path, deadline: Instant) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && is_populated(path) => {
+                tracing::warn!("the cgroup {} is still used by others", path.display());
+                return Ok(());
             }
             other => return other,
         }

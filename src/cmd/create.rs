@@ -64,7 +64,6 @@ impl Creation {
             id: id.into(),
             bundle: std::path::absolute(&self.bundle)?,
             root: global.root(),
-            hypervisor: global.hypervisor(),
             systemd_cgroup: global.systemd_cgroup,
             rootless: global.rootless(),
             console_socket: self.console_socket.as_deref().map(std::path::absolute).transpose()?,
@@ -73,6 +72,7 @@ impl Creation {
             start: false,
             keep: true,
             trace: None,
+            shared_monitor: false,
         })
     }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use oci_spec::runtime::{Capability, LinuxCapabilities, Process, User};
+use serde_json::{Value, json};
 
 use super::Global;
 use crate::config::Config;
@@ -99,8 +100,7 @@ impl Arguments {
             Some(path) => {
                 let text = std::fs::read(path);
                 let text = text.with_context(|| format!("cannot read {}", path.display()))?;
-                serde_json::from_slice(&text)
-                    .with_context(|| format!("{} is not a process object", path.display()))?
+                parse_process(&text).with_context(|| format!("{} is not a process object", path.display()))?
             }
             None => self.change(store.read(&self.id)?.process)?,
         };
@@ -161,6 +161,19 @@ impl Arguments {
     }
 }
 
+/// As runc, for which a missing user is root.
+fn parse_process(text: &[u8]) -> serde_json::Result<Process> {
+    let mut process: Value = serde_json::from_slice(text)?;
+    if let Some(fields) = process.as_object_mut() {
+        let user = fields.entry("user").or_insert_with(|| json!({}));
+        if let Some(user) = user.as_object_mut() {
+            user.entry("uid").or_insert(json!(0));
+            user.entry("gid").or_insert(json!(0));
+        }
+    }
+    serde_json::from_value(process)
+}
+
 fn no_capabilities() -> LinuxCapabilities {
     let mut none = LinuxCapabilities::default();
     none.set_bounding(None).set_effective(None).set_permitted(None).set_inheritable(None).set_ambient(None);
@@ -182,6 +195,15 @@ fn parse_capability(text: &str) -> Result<Capability, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_without_a_user_is_roots() {
+        let process = parse_process(br#"{"args": ["true"], "cwd": "/"}"#).unwrap();
+        assert_eq!((process.user().uid(), process.user().gid()), (0, 0));
+        let process = parse_process(br#"{"args": ["true"], "cwd": "/", "user": {"uid": 7}}"#).unwrap();
+        assert_eq!((process.user().uid(), process.user().gid()), (7, 0));
+        assert!(parse_process(b"[]").is_err() && parse_process(br#"{"user": 1}"#).is_err());
+    }
 
     #[test]
     fn users_are_numbers() {

@@ -1,13 +1,22 @@
 //! The command line: flags to a request, one call, error to exit code. No logic of its own.
 
 mod checkpoint;
+mod config;
 mod create;
 mod delete;
+mod doctor;
 mod events;
 mod exec;
 mod features;
+mod gc;
+mod install;
+mod kata_check;
 mod kill;
 mod list;
+mod logs;
+mod metrics;
+#[cfg(test)]
+mod pages;
 mod pause;
 mod ps;
 mod resume;
@@ -15,6 +24,8 @@ mod run;
 mod spec;
 mod start;
 mod state;
+mod stats;
+mod trace;
 mod update;
 mod usage;
 
@@ -25,9 +36,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::config::Config;
+use crate::config::{Config, Error as ConfigError, Flag};
 use crate::container::{self, Store};
-use crate::hypervisor::Kind;
 use crate::sandbox::Timeline;
 use crate::{fsd, hypervisor, log, sys};
 
@@ -65,9 +75,9 @@ struct Global {
     /// Append the log to this file
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
-    /// Form of the log
-    #[arg(long, value_enum, default_value = "text")]
-    log_format: log::Format,
+    /// Form of the log [default: text]
+    #[arg(long, value_enum)]
+    log_format: Option<log::Format>,
     /// Directory of the containers' state [default: /run/rt, or $XDG_RUNTIME_DIR/rt for other users than root]
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
@@ -81,8 +91,8 @@ struct Global {
     #[arg(long, value_name = "PATH", hide = true)]
     criu: Option<PathBuf>,
     /// What carries the virtual machine
-    #[arg(long, value_enum, default_value = "auto")]
-    hypervisor: HypervisorChoice,
+    #[arg(long, value_enum)]
+    hypervisor: Option<HypervisorChoice>,
     /// Print the version
     #[arg(short, long, action = clap::ArgAction::Version)]
     version: Option<bool>,
@@ -97,7 +107,7 @@ enum Rootless {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum HypervisorChoice {
-    /// The configured one, else the best that works on this host
+    /// The best that works on this host
     Auto,
     /// rt's own VMM on KVM
     Kvm,
@@ -108,13 +118,23 @@ enum HypervisorChoice {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Checkpoint(checkpoint::Checkpoint),
+    Config(config::Arguments),
     Create(create::Arguments),
     Delete(delete::Arguments),
+    Doctor(doctor::Arguments),
     Events(events::Arguments),
     Exec(Box<exec::Arguments>),
     Features(features::Arguments),
+    Gc(gc::Arguments),
+    Install(install::Arguments),
+    #[command(alias = "check")]
+    KataCheck(kata_check::Check),
+    #[command(alias = "env")]
+    KataEnv(kata_check::Environ),
     Kill(kill::Arguments),
     List(list::Arguments),
+    Logs(logs::Arguments),
+    Metrics(metrics::Arguments),
     Pause(pause::Arguments),
     Ps(ps::Arguments),
     Restore(checkpoint::Restore),
@@ -123,41 +143,47 @@ enum Verb {
     Spec(spec::Arguments),
     Start(start::Arguments),
     State(state::Arguments),
+    Stats(stats::Arguments),
+    Trace(trace::Arguments),
     Update(Box<update::Arguments>),
 }
 
 impl Verb {
-    fn run(&self, global: &Global, timeline: Timeline) -> anyhow::Result<u8> {
+    fn run(
+        &self,
+        global: &Global,
+        config: Result<Config, ConfigError>,
+        timeline: Timeline,
+    ) -> anyhow::Result<u8> {
         match self {
             Self::Checkpoint(arguments) => arguments.run(),
             Self::Restore(arguments) => arguments.run(),
             Self::Features(arguments) => arguments.run(),
+            Self::Install(arguments) => arguments.run(),
             Self::Spec(arguments) => arguments.run(),
-            Self::List(arguments) => arguments.run(global),
-            Self::State(arguments) => arguments.run(global),
-            other => other.run_configured(global, &Config::load()?, timeline),
-        }
-    }
-
-    fn run_configured(&self, global: &Global, config: &Config, timeline: Timeline) -> anyhow::Result<u8> {
-        match self {
-            Self::Create(arguments) => arguments.run(global, config),
-            Self::Delete(arguments) => arguments.run(global, config),
-            Self::Events(arguments) => arguments.run(global, config),
-            Self::Exec(arguments) => arguments.run(global, config),
-            Self::Kill(arguments) => arguments.run(global, config),
-            Self::Pause(arguments) => arguments.run(global, config),
-            Self::Ps(arguments) => arguments.run(global, config),
-            Self::Resume(arguments) => arguments.run(global, config),
-            Self::Run(arguments) => arguments.run(global, config, timeline),
-            Self::Start(arguments) => arguments.run(global, config),
-            Self::Update(arguments) => arguments.run(global, config),
-            Self::Checkpoint(_)
-            | Self::Restore(_)
-            | Self::Features(_)
-            | Self::List(_)
-            | Self::Spec(_)
-            | Self::State(_) => self.run(global, timeline),
+            Self::Doctor(arguments) => arguments.run(),
+            Self::Config(arguments) => arguments.run(config),
+            Self::KataCheck(arguments) => arguments.run(&config),
+            Self::KataEnv(arguments) => arguments.run(config),
+            // Of it they need only where the state is.
+            Self::List(arguments) => global.knows_root(config).and_then(|()| arguments.run(global)),
+            Self::State(arguments) => global.knows_root(config).and_then(|()| arguments.run(global)),
+            Self::Create(arguments) => arguments.run(global, &config?),
+            Self::Delete(arguments) => arguments.run(global, &config?),
+            Self::Events(arguments) => arguments.run(global, &config?),
+            Self::Exec(arguments) => arguments.run(global, &config?),
+            Self::Kill(arguments) => arguments.run(global, &config?),
+            Self::Pause(arguments) => arguments.run(global, &config?),
+            Self::Ps(arguments) => arguments.run(global, &config?),
+            Self::Resume(arguments) => arguments.run(global, &config?),
+            Self::Run(arguments) => arguments.run(global, &config?, timeline),
+            Self::Start(arguments) => arguments.run(global, &config?),
+            Self::Update(arguments) => arguments.run(global, &config?),
+            Self::Gc(arguments) => arguments.run(global, &config?),
+            Self::Logs(arguments) => arguments.run(global, &config?),
+            Self::Metrics(arguments) => arguments.run(global, &config?),
+            Self::Stats(arguments) => arguments.run(global, &config?),
+            Self::Trace(arguments) => global.knows_root(config).and_then(|()| arguments.run(global)),
         }
     }
 
@@ -173,8 +199,44 @@ impl Verb {
 }
 
 impl Global {
+    /// The settings that flags give.
+    fn flags(&self) -> Vec<Flag> {
+        let path =
+            |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into()).display().to_string();
+        let mut flags = Vec::new();
+        let mut add = |key, name, value: Option<toml::Value>| {
+            flags.extend(value.map(|value| Flag { key, value, name }));
+        };
+        add("runtime.debug", "--debug", self.debug.then(|| true.into()));
+        add("runtime.log", "--log", self.log.as_deref().map(|log| path(log).into()));
+        add("runtime.log_format", "--log-format", self.log_format.map(word));
+        add("runtime.root", "--root", self.root.as_deref().map(|root| path(root).into()));
+        add("cgroup.systemd", "--systemd-cgroup", self.systemd_cgroup.then(|| true.into()));
+        add("hypervisor.kind", "--hypervisor", self.hypervisor.map(word));
+        flags
+    }
+
+    /// Takes over what the configuration says, flags included.
+    fn settle(&mut self, config: &Config) {
+        let runtime = &config.runtime;
+        self.debug = runtime.debug;
+        self.log = self.log.take().or_else(|| runtime.log.clone());
+        self.log_format = Some(runtime.log_format);
+        self.root = self.root.take().or_else(|| runtime.root.clone());
+        self.systemd_cgroup = config.cgroup.systemd;
+    }
+
+    /// Fails where the state may lie where only an unusable configuration says.
+    fn knows_root(&self, config: Result<Config, ConfigError>) -> anyhow::Result<()> {
+        match (&self.root, config) {
+            (None, Err(error)) => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
     fn log(&self) -> log::Settings {
-        log::Settings { file: self.log.clone(), format: self.log_format, debug: self.debug }
+        let format = self.log_format.unwrap_or(log::Format::Text);
+        log::Settings { file: self.log.clone(), format, debug: self.debug }
     }
 
     fn store(&self) -> Store {
@@ -197,14 +259,11 @@ impl Global {
             Rootless::Auto => !nix::unistd::geteuid().is_root(),
         }
     }
+}
 
-    fn hypervisor(&self) -> Option<Kind> {
-        match self.hypervisor {
-            HypervisorChoice::Auto => None,
-            HypervisorChoice::Kvm => Some(Kind::Kvm),
-            HypervisorChoice::Qemu => Some(Kind::Qemu),
-        }
-    }
+/// A choice as it is written.
+fn word(choice: impl ValueEnum) -> toml::Value {
+    choice.to_possible_value().expect("no choice is hidden from the command line").get_name().into()
 }
 
 /// Runs the verb that the arguments ask for.
@@ -217,7 +276,7 @@ pub fn main() -> ExitCode {
         return code;
     }
     match Arguments::try_parse_from(&arguments) {
-        Ok(arguments) => dispatch(&arguments, timeline),
+        Ok(arguments) => dispatch(arguments, timeline),
         Err(answer) => usage::answer(&arguments, &answer),
     }
 }
@@ -235,14 +294,18 @@ fn hidden(arguments: &[OsString]) -> Option<ExitCode> {
     }
 }
 
-fn dispatch(arguments: &Arguments, timeline: Timeline) -> ExitCode {
+fn dispatch(mut arguments: Arguments, timeline: Timeline) -> ExitCode {
+    let config = Config::load(&arguments.global.flags());
+    if let Ok(config) = &config {
+        arguments.global.settle(config);
+    }
     let global = &arguments.global;
     if let Err(error) = global.log().start() {
         let path = global.log.as_deref().unwrap_or(Path::new("")).display();
         eprintln!("cannot open the log file {path}: {error}");
         return ExitCode::from(FAILURE);
     }
-    let result = arguments.verb.run(global, timeline);
+    let result = arguments.verb.run(global, config, timeline);
     sys::terminal::restore();
     match result {
         Ok(code) => ExitCode::from(code),

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use nix::unistd::{Uid, User};
+
 use super::list::Format;
 use super::{Global, write_out};
 use crate::agent::ProcessInfo;
@@ -43,15 +45,22 @@ impl Arguments {
     }
 }
 
+/// As ps(1) on the host shows it: the name that the host has for this number, or the number.
+fn user(uid: u32) -> String {
+    let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
+    user.map(|user| user.name).filter(|name| name.len() <= 8).unwrap_or_else(|| uid.to_string())
+}
+
 fn table(processes: &[ProcessInfo]) -> String {
     let mut text = String::from("UID          PID    PPID  C STIME TTY          TIME CMD\n");
     for process in processes {
         let cpu = process.cpu_ns / 1_000_000_000;
+        let user = user(process.uid);
         let started = u64::try_from(process.started_ns).unwrap_or(0) / 1_000_000_000 % 86_400;
         let _ = writeln!(
             text,
             "{:<8} {:>7} {:>7}  0 {:02}:{:02} {:<8} {:02}:{:02}:{:02} {}",
-            process.uid,
+            user,
             process.pid,
             process.parent_pid,
             started / 3600,

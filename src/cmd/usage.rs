@@ -28,7 +28,8 @@ fn kata_version() -> String {
     format!("kata-runtime  : {version}\n   commit   : {COMMIT}\n   OCI specs: {SPEC_VERSION}\n")
 }
 
-fn is_kata(program: Option<&OsString>) -> bool {
+/// Whether rt was called by a name of Kata Containers' runtime.
+pub fn is_kata(program: Option<&OsString>) -> bool {
     let name = program.and_then(|program| Path::new(program).file_name());
     name.is_some_and(|name| name == "kata-runtime" || name == "kata")
 }

@@ -1,17 +1,33 @@
-//! What an operator can set: the configuration file, overridden by flags, as one immutable [`Config`].
+//! What an operator can set, as one immutable [`Config`].
 //!
-//! The file is `/etc/rt/config.toml` or what `RT_CONFIG` names; a missing default file means the defaults. An
-//! unknown key is an error with its line: a setting is never ignored in silence.
+//! Five layers, each later one wins: the file `/etc/rt/config.toml` (or what `RT_CONFIG` names), the drop-ins in
+//! `config.d` beside it, `RT_SECTION_KEY` in the environment, flags, and annotations of the bundle that the
+//! operator allows ([`Config::annotated`]). [`SETTINGS`] is the one list of what there is: files, environment,
+//! `rt config` and the reference are made from it. A setting is never ignored in silence: an unknown key, a wrong type
+//! and a contradiction are errors that say where.
 
+mod annotations;
+mod cache;
 mod guest;
+mod import;
+mod layers;
+mod packed;
+mod reference;
+mod settings;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 pub use guest::{Guest, GuestKind};
+pub use import::import;
+pub use layers::Flag;
+pub use reference::{annotations_page, reference};
+pub use settings::{SETTINGS, Setting};
 
 use crate::hypervisor::Kind;
+use crate::log;
 
 /// Where the configuration is looked for unless `RT_CONFIG` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/rt/config.toml";
@@ -22,30 +38,40 @@ pub const DEFAULT_PATH: &str = "/etc/rt/config.toml";
 pub struct Config {
     pub hypervisor: Hypervisor,
     pub agent: Agent,
+    pub share: Share,
     pub cgroup: Cgroup,
+    pub runtime: Runtime,
+    /// Where each value comes from that is not a default, by its setting.
+    pub origins: BTreeMap<String, String>,
 }
 
 /// `[hypervisor]`: the virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Hypervisor {
-    /// `kvm`, `qemu`, or absent: the best that works on this host.
+    /// `None`: the best that works on this host.
     pub kind: Option<Kind>,
-    /// An uncompressed ELF kernel; absent: the one that came with rt.
+    /// An uncompressed ELF kernel; `None`: the one that came with rt.
     pub kernel: Option<PathBuf>,
     /// The initramfs that goes with the kernel.
     pub initramfs: Option<PathBuf>,
     /// Appended to the guest's kernel command line.
     pub kernel_parameters: String,
-    /// Virtual CPUs, 1 to 32; a container whose limits allow more gets more.
+    /// Virtual CPUs; a container whose limits allow more gets more.
     pub vcpus: u8,
-    /// Memory in MiB of the virtual machine of a container without a memory limit, 48 to 65,536.
+    /// The most that any virtual machine gets.
+    pub max_vcpus: u8,
+    /// Memory of the virtual machine of a container without a memory limit.
     pub memory_mib: u32,
-    /// What a virtual machine gets beyond its container's memory limit, for kernel and agent, in MiB, 48 to 4,096.
+    /// The most that any virtual machine gets.
+    pub max_memory_mib: u32,
+    /// What a virtual machine gets beyond its container's memory limit, for kernel and agent.
     pub memory_overhead_mib: u32,
+    /// A virtio-rng device.
+    pub entropy: bool,
     /// Logs the guest's whole console rather than its warnings only.
     pub console: bool,
-    /// The QEMU binary; absent: `qemu-system-x86_64` in PATH.
+    /// The QEMU binary; `None`: `qemu-system-x86_64` in PATH.
     pub qemu: Option<PathBuf>,
 }
 
@@ -57,41 +83,103 @@ impl Default for Hypervisor {
             initramfs: None,
             kernel_parameters: String::new(),
             vcpus: 1,
+            max_vcpus: 32,
             memory_mib: 256,
+            max_memory_mib: 65_536,
             memory_overhead_mib: 96,
+            entropy: true,
             console: false,
             qemu: None,
         }
     }
 }
 
-/// `[agent]`: patience with the guest.
+/// `[agent]`: patience with the guest, and how much its agent tells.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Agent {
-    /// How long a guest may take to boot and answer, in milliseconds; four times that where it is emulated.
+    /// How long a guest may take to boot and greet; four times that where it is emulated.
+    pub boot_timeout_ms: u64,
+    /// How long its agent may take to answer a call; four times that for a container's creation where it is emulated.
     pub timeout_ms: u64,
+    pub log_level: AgentLog,
 }
 
 impl Default for Agent {
     fn default() -> Self {
-        Self { timeout_ms: 30_000 }
+        Self { boot_timeout_ms: 30_000, timeout_ms: 30_000, log_level: AgentLog::Warning }
     }
 }
 
-/// `[cgroup]`: what a sandbox may use on the host beyond its container's limits, where linux.cgroupsPath names a group.
+/// What the agent writes to the guest's console.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AgentLog {
+    Warning,
+    Debug,
+}
+
+/// `[share]`: the host's files in the guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Share {
+    pub cache: Cache,
+}
+
+/// What the guest may keep of the host's files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cache {
+    /// Contents also when a file is opened again, while it has not changed.
+    #[default]
+    Always,
+    /// Contents while a file is open.
+    Auto,
+    /// Nothing: each access asks the host.
+    Never,
+}
+
+/// `[cgroup]`: the sandbox in the host's cgroups, where linux.cgroupsPath names a group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cgroup {
-    /// For VMM, file server and monitor beyond the machine's memory, in MiB.
+    /// For VMM, file server and monitor beyond the machine's memory.
     pub memory_overhead_mib: u32,
     /// Percent of one processor.
     pub cpu_overhead_percent: u32,
+    /// cgroupsPath has systemd's form.
+    pub systemd: bool,
 }
 
 impl Default for Cgroup {
     fn default() -> Self {
-        Self { memory_overhead_mib: 256, cpu_overhead_percent: 100 }
+        Self { memory_overhead_mib: 256, cpu_overhead_percent: 100, systemd: false }
+    }
+}
+
+/// `[runtime]`: rt itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Runtime {
+    /// Directory of the containers' state; `None`: by user.
+    pub root: Option<PathBuf>,
+    /// `None`: errors to standard error.
+    pub log: Option<PathBuf>,
+    pub log_format: log::Format,
+    pub debug: bool,
+    /// The last parts of the names of Kata's annotations that bundles may use.
+    pub enable_annotations: Vec<String>,
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Self {
+            root: None,
+            log: None,
+            log_format: log::Format::Text,
+            debug: false,
+            enable_annotations: annotations::HARMLESS.map(str::to_owned).to_vec(),
+        }
     }
 }
 
@@ -104,100 +192,119 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    #[error("cannot use the configuration {path}: {reason}")]
-    Parse { path: PathBuf, reason: String },
-    #[error("{setting} is {value} in {path}, but has to be {range}")]
-    Range { path: PathBuf, setting: &'static str, value: String, range: &'static str },
+    #[error("{path}:{line}:{column}: this is no TOML: {reason}")]
+    Syntax { path: PathBuf, line: usize, column: usize, reason: String },
+    #[error("{origin}: there is no setting {key}; {hint}")]
+    Unknown { origin: String, key: String, hint: String },
+    #[error("{origin}: {key} is {value}, but has to be {wanted}")]
+    Value { origin: String, key: String, value: String, wanted: String },
+    #[error("{}; {mend}", .settings.join(", but "))]
+    Contradiction { settings: Vec<String>, mend: &'static str },
+    #[error("the annotation {name} is not allowed here{mend}")]
+    Annotation { name: String, mend: String },
     #[error(
         "no guest kernel and initramfs found in {}; run `make build` in rt's source, or set \
          hypervisor.kernel and hypervisor.initramfs in {DEFAULT_PATH}",
         .0.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
     )]
     NoGuest(Vec<PathBuf>),
-    #[error(
-        "hypervisor.kernel and hypervisor.initramfs belong together, but only {0} is set; set the other too"
-    )]
-    HalfGuest(&'static str),
+    #[error("{origin}: cannot use the {what} {path}: {reason}; {mend}")]
+    GuestFile { origin: String, what: &'static str, path: PathBuf, reason: String, mend: &'static str },
+    #[error(transparent)]
+    Packed(#[from] cache::Error),
+    #[error("settings do not fit together: {0}")]
+    Shape(String),
+    #[error(transparent)]
+    Packed(#[from] cache::Error),
+}
+
+/// A setting as it is in force.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Entry {
+    pub key: &'static str,
+    pub value: toml::Value,
+    /// `default`, or where the value comes from.
+    pub origin: String,
 }
 
 impl Config {
-    /// Reads the configuration file.
+    /// Reads file, drop-ins and environment, and puts the flags on top.
     ///
     /// # Errors
-    /// [`Error`]: an unreadable file, invalid TOML, an unknown key or a value out of range.
-    pub fn load() -> Result<Self, Error> {
-        match std::env::var_os("RT_CONFIG") {
-            Some(path) => Self::read(Path::new(&path)),
-            None => match Self::read(Path::new(DEFAULT_PATH)) {
-                Err(Error::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                    Ok(Self::default())
-                }
-                other => other,
-            },
+    /// [`Error`], with the place of what is wrong.
+    pub fn load(flags: &[Flag]) -> Result<Self, Error> {
+        let named = std::env::var_os("RT_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+        Self::load_from(named.as_deref(), flags)
+    }
+
+    /// The same with this file in place of the usual one, where there is one.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_from(named: Option<&Path>, flags: &[Flag]) -> Result<Self, Error> {
+        let mut layers = layers::Layers::new()?;
+        match named {
+            Some(path) => layers.file(path)?,
+            None => layers.file_if_any(Path::new(DEFAULT_PATH))?,
         }
+        layers.drop_ins(named.unwrap_or(Path::new(DEFAULT_PATH)))?;
+        layers.environment(std::env::vars_os())?;
+        layers.flags(flags)?;
+        layers.finish()
     }
 
-    fn read(path: &Path) -> Result<Self, Error> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
-        Self::parse(path, &text)
+    /// Every setting with its value and where that comes from, in the order of the reference.
+    pub fn entries(&self) -> Vec<Entry> {
+        let table = layers::table(self);
+        let entry = |setting: &'static Setting| Entry {
+            key: setting.key,
+            value: setting.shown(layers::get(&table, setting.key)),
+            origin: self.origin(setting.key),
+        };
+        SETTINGS.iter().map(entry).collect()
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, Error> {
-        let config: Self = toml::from_str(text)
-            .map_err(|error| Error::Parse { path: path.into(), reason: error.to_string().trim().into() })?;
-        let range = |setting, value: String, range| Error::Range { path: path.into(), setting, value, range };
-        let hypervisor = &config.hypervisor;
-        if !(1..=32).contains(&hypervisor.vcpus) {
-            return Err(range("hypervisor.vcpus", hypervisor.vcpus.to_string(), "from 1 to 32"));
+    /// Where the value of a setting comes from.
+    pub fn origin(&self, key: &str) -> String {
+        self.origins.get(key).cloned().unwrap_or_else(|| "default".into())
+    }
+
+    /// What each value alone does not tell: whether they fit together.
+    fn check(self) -> Result<Self, Error> {
+        let hypervisor = &self.hypervisor;
+        let told = |key: &'static str, value: &dyn std::fmt::Display| {
+            format!("{key} is {value} ({})", self.origin(key))
+        };
+        let contradiction =
+            |settings: [String; 2], mend| Err(Error::Contradiction { settings: settings.into(), mend });
+        if hypervisor.vcpus > hypervisor.max_vcpus {
+            return contradiction(
+                [
+                    told("hypervisor.vcpus", &hypervisor.vcpus),
+                    told("hypervisor.max_vcpus", &hypervisor.max_vcpus),
+                ],
+                "lower the first or raise the second",
+            );
         }
-        if !(48..=65_536).contains(&hypervisor.memory_mib) {
-            return Err(range(
-                "hypervisor.memory_mib",
-                hypervisor.memory_mib.to_string(),
-                "from 48 to 65536",
-            ));
+        if hypervisor.memory_mib > hypervisor.max_memory_mib {
+            return contradiction(
+                [
+                    told("hypervisor.memory_mib", &hypervisor.memory_mib),
+                    told("hypervisor.max_memory_mib", &hypervisor.max_memory_mib),
+                ],
+                "lower the first or raise the second",
+            );
         }
-        if !(48..=4096).contains(&hypervisor.memory_overhead_mib) {
-            let value = hypervisor.memory_overhead_mib.to_string();
-            return Err(range("hypervisor.memory_overhead_mib", value, "from 48 to 4096"));
+        let half = |set: (&'static str, &Path), unset: &'static str| {
+            contradiction(
+                [told(set.0, &set.1.display()), format!("{unset} is not set")],
+                "a kernel and its initramfs belong together: set both or neither",
+            )
+        };
+        match (&hypervisor.kernel, &hypervisor.initramfs) {
+            (Some(kernel), None) => half(("hypervisor.kernel", kernel), "hypervisor.initramfs"),
+            (None, Some(initramfs)) => half(("hypervisor.initramfs", initramfs), "hypervisor.kernel"),
+            _ => Ok(self),
         }
-        if !(100..=3_600_000).contains(&config.agent.timeout_ms) {
-            let value = config.agent.timeout_ms.to_string();
-            return Err(range("agent.timeout_ms", value, "from 100 to 3600000"));
-        }
-        Ok(config)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<Config, String> {
-        Config::parse(Path::new("c.toml"), text).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn empty_file_means_the_defaults() {
-        assert_eq!(parse(""), Ok(Config::default()));
-    }
-
-    #[test]
-    fn unknown_key_is_an_error_that_names_it_and_its_line() {
-        let error = parse("[hypervisor]\nmemory = 3\n").unwrap_err();
-        assert!(error.contains("line 2") && error.contains("`memory`"), "{error}");
-    }
-
-    #[test]
-    fn values_out_of_range_are_named() {
-        let error = parse("[hypervisor]\nvcpus = 33\n").unwrap_err();
-        assert_eq!(error, "hypervisor.vcpus is 33 in c.toml, but has to be from 1 to 32");
-    }
-
-    #[test]
-    fn hypervisor_kind_is_checked() {
-        assert_eq!(parse("hypervisor.kind = 'qemu'").unwrap().hypervisor.kind, Some(Kind::Qemu));
-        assert!(parse("hypervisor.kind = 'xen'").unwrap_err().contains("xen"));
     }
 }

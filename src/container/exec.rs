@@ -6,16 +6,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
 use oci_spec::runtime::Process;
 use serde::{Deserialize, Serialize};
 
 use super::console::Console;
 use super::record::{Status, Store};
 use super::signals::Signals;
-use super::stdio::Stdio;
-use super::{Error, system, wait};
-use super::{lifecycle, preserve};
+use super::stdio::{Pumps, Stdio, Streams};
+use super::{Error, KILLED, lifecycle, preserve, system, wait};
 use crate::agent::{self, Agent};
 use crate::cgroup;
 use crate::config::Config;
@@ -40,8 +38,90 @@ pub struct ExecRequest {
     pub preserve: preserve::Range,
 }
 
-/// What a process ends with whose container or virtual machine ended under it.
-const KILLED: u8 = 128 + Signal::SIGKILL as u8;
+/// A process that was executed in a container.
+pub struct Exec {
+    agent: Agent,
+    id: String,
+    exec_id: String,
+    pumps: Pumps,
+}
+
+impl Exec {
+    /// Executes the process; returns when it runs. With `signals`, those that come to this process are its from now on.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn start(
+        request: &ExecRequest,
+        config: &Config,
+        streams: Streams,
+        signals: Option<Signals>,
+    ) -> Result<Self, Error> {
+        let record = Store::new(request.root.clone()).read(&request.id)?;
+        match record.status() {
+            Status::Stopped => return Err(Error::ExecStopped),
+            Status::Paused if !request.ignore_paused => return Err(Error::ExecPaused),
+            _ => {}
+        }
+        let vm = record.vm.as_ref().ok_or(Error::ExecStopped)?;
+        if request.detached {
+            cgroup::join(&record.cgroups)?;
+        }
+        let timeout = match record.status() {
+            // It is frozen at its first instruction, until the container is resumed.
+            Status::Paused => Duration::MAX,
+            _ => lifecycle::patience(vm, config),
+        };
+        let agent = Agent::connect(&vm.vsock, timeout)?;
+        let terminal = request.process.terminal().unwrap_or(false);
+        let size = request.process.console_size();
+        let (console, ends) = streams.open(terminal, request.console_socket.as_deref(), size)?;
+        let (stdio, mut names) = Stdio::open(&vm.vsock, terminal, ends)?;
+        let moving = preserve::open(request.preserve.take()?, &vm.vsock, &mut names)?;
+        let exec_id = format!("{:016x}", random::non_zero().map_err(system("make an ID"))?);
+        let process = serde_json::to_vec(&request.process).expect("a process has only string keys");
+        let size = console.as_ref().and_then(Console::size);
+        agent.exec_process(&request.id, &exec_id, process, names, size, &request.cgroup)?;
+        if let Some(signals) = signals {
+            let watch = signals.watch_process(&agent, &request.id, &exec_id, console);
+            watch.map_err(system("watch signals"))?;
+        }
+        let mut pumps = stdio.start().map_err(system("start the standard streams"))?;
+        moving.start(&mut pumps).map_err(system("start the preserved descriptors' streams"))?;
+        Ok(Self { agent, id: request.id.clone(), exec_id, pumps })
+    }
+
+    /// The agent of the container's machine, and the name by which it knows the process.
+    pub fn handle(&self) -> (&Agent, &str) {
+        (&self.agent, &self.exec_id)
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// What the agent says.
+    pub fn signal(&self, signal: i32) -> Result<(), Error> {
+        Ok(self.agent.signal_process(&self.id, &self.exec_id, signal, false)?)
+    }
+
+    /// Waits for its end and that of its output: its exit code.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn wait(self) -> Result<u8, Error> {
+        let exit = wait::for_exit(&self.agent, &self.id, &self.exec_id, &[]);
+        self.pumps.finish();
+        match exit {
+            Ok(exit) => Ok(exit.code),
+            // The sandbox's end closes the connection.
+            Err(Error::Agent(agent::Error::Transport { call, reason })) => {
+                tracing::info!("the virtual machine ended in {call}: {reason}");
+                Ok(KILLED)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
 
 /// Runs the process, calls `up` once it has been executed, and gives its exit code.
 ///
@@ -52,48 +132,11 @@ pub fn carry(
     config: &Config,
     up: &mut dyn FnMut() -> Result<(), Error>,
 ) -> Result<u8, Error> {
-    let record = Store::new(request.root.clone()).read(&request.id)?;
-    match record.status() {
-        Status::Stopped => return Err(Error::ExecStopped),
-        Status::Paused if !request.ignore_paused => return Err(Error::ExecPaused),
-        _ => {}
-    }
-    let vm = record.vm.as_ref().ok_or(Error::ExecStopped)?;
-    if request.detached {
-        cgroup::join(&record.cgroups)?;
-    }
     let signals = Signals::block().map_err(system("block signals"))?;
-    let timeout = match record.status() {
-        // It is frozen at its first instruction, until the container is resumed.
-        Status::Paused => Duration::MAX,
-        _ => lifecycle::patience(vm, config),
-    };
-    let agent = Agent::connect(&vm.vsock, timeout)?;
-    let terminal = request.process.terminal().unwrap_or(false);
-    let console = Console::open(terminal, request.console_socket.as_deref(), request.process.console_size())?;
-    let (stdio, mut names) = Stdio::open(&vm.vsock, terminal)?;
-    let moving = preserve::open(request.preserve.take()?, &vm.vsock, &mut names)?;
-    let exec_id = format!("{:016x}", random::non_zero().map_err(system("make an ID"))?);
-    let process = serde_json::to_vec(&request.process).expect("a process has only string keys");
-    let size = console.as_ref().and_then(Console::size);
-    agent.exec_process(&request.id, &exec_id, process, names, size, &request.cgroup)?;
-    let watch = signals.watch_process(&agent, &request.id, &exec_id, console.clone());
-    watch.map_err(system("watch signals"))?;
-    let mut pumps = stdio.start(console.as_ref()).map_err(system("start the standard streams"))?;
-    moving.start(&mut pumps).map_err(system("start the preserved descriptors' streams"))?;
+    let exec = Exec::start(request, config, Streams::Own, Some(signals))?;
     if let Err(error) = up() {
-        let _ = agent.signal_process(&request.id, &exec_id, libc::SIGKILL, false);
+        let _ = exec.signal(libc::SIGKILL);
         return Err(error);
     }
-    let exit = wait::for_exit(&agent, &request.id, &exec_id, &[]);
-    pumps.finish();
-    match exit {
-        Ok(exit) => Ok(exit.code),
-        // The sandbox's end closes the connection.
-        Err(Error::Agent(agent::Error::Transport { call, reason })) => {
-            tracing::info!("the virtual machine ended in {call}: {reason}");
-            Ok(KILLED)
-        }
-        Err(error) => Err(error),
-    }
+    exec.wait()
 }

@@ -4,6 +4,7 @@
 //! hold the record's lock from the check to the change. Looking needs neither lock nor agent, and deleting needs
 //! no agent: they work when the VM is dead.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -13,18 +14,20 @@ use nix::sys::signal::Signal;
 use oci_spec::runtime::{LinuxMemory, LinuxResources};
 use serde_json::Value;
 
-use super::Error;
 use super::hooks::{self, Moment};
 use super::record::{self, Record, State, Status, Store};
 use super::state::StateView;
 use super::stats::Stats;
-use crate::agent::{Agent, OomWatch, ProcessInfo};
+use super::{Error, pod};
+use crate::agent::{Agent, LogRecord, OomWatch, ProcessInfo};
 use crate::config::Config;
-use crate::hypervisor::{Kind, VmRecord};
+use crate::hypervisor::{self, Kind, VmRecord};
 use crate::sys::pidfd::{self, ProcessId};
 
 /// How long a container that is deleted by force may take to end in order, so that its files are written back.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long a guest may take to answer where it is not needed.
+const QUICK: Duration = Duration::from_secs(2);
 
 /// The agent of a container's sandbox.
 ///
@@ -84,7 +87,7 @@ pub fn kill(store: &Store, config: &Config, id: &str, signal: i32, all: bool) ->
     match result {
         // A guest that does not answer is ended from outside.
         Err(error) if signal == Signal::SIGKILL as i32 && is_gone(&error) => {
-            end_processes(&record, Duration::ZERO)
+            end_processes(store, &record, Duration::ZERO)
         }
         other => other,
     }
@@ -99,6 +102,9 @@ fn is_gone(error: &Error) -> bool {
 /// # Errors
 /// [`Error::NotStopped`] without `force`; [`record::Error::Missing`] without `force`; else what the system says.
 pub fn delete(store: &Store, config: &Config, id: &str, force: bool) -> Result<(), Error> {
+    if force {
+        store.sweep();
+    }
     let record = match store.read(id) {
         Ok(record) => record,
         Err(record::Error::Missing(_)) if force => return Ok(()),
@@ -112,12 +118,17 @@ pub fn delete(store: &Store, config: &Config, id: &str, force: bool) -> Result<(
     match record.status() {
         Status::Stopped => {}
         // As runc: a container that never ran needs no force.
-        Status::Created => end(&record, config)?,
-        _ if force => end(&record, config)?,
+        Status::Created => end(store, &record, config)?,
+        _ if force => end(store, &record, config)?,
         status => return Err(Error::NotStopped { id: id.into(), status }),
     }
     // The monitor's last acts may still be under way, or it was killed and left its helpers to the kernel.
-    end_processes(&record, GRACE)?;
+    end_processes(store, &record, GRACE)?;
+    end_members(store, &record)?;
+    match pod::leave(store, id, QUICK) {
+        Err(Error::State(record::Error::Missing(_))) if force => return Ok(()),
+        other => other?,
+    }
     let state = match store.lock(id) {
         // Another delete was quicker.
         Err(record::Error::Missing(_)) if force => return Ok(()),
@@ -134,29 +145,66 @@ pub fn delete(store: &Store, config: &Config, id: &str, force: bool) -> Result<(
 }
 
 /// Ends a container's process with SIGKILL and gives its monitor time to end the sandbox in order.
-fn end(record: &Record, config: &Config) -> Result<(), Error> {
-    let quick = Config { agent: crate::config::Agent { timeout_ms: 2000 }, ..config.clone() };
+fn end(store: &Store, record: &Record, config: &Config) -> Result<(), Error> {
+    let mut quick = config.clone();
+    quick.agent.timeout_ms = QUICK.as_millis() as u64;
     let killed = agent(record, &quick)
         .and_then(|agent| Ok(agent.signal_process(&record.id, "", Signal::SIGKILL as i32, false)?));
     match killed {
-        Ok(()) => end_processes(record, GRACE),
+        Ok(()) => end_processes(store, record, GRACE),
         Err(error) => {
             tracing::debug!("the guest of {} does not answer: {error}", record.id);
-            end_processes(record, Duration::ZERO)
+            end_processes(store, record, Duration::ZERO)
         }
     }
 }
 
-/// Waits for the sandbox's processes to end, and kills what has not after `grace`.
-fn end_processes(record: &Record, grace: Duration) -> Result<(), Error> {
-    let vm = record.vm.as_ref().map(|vm| ProcessId { pid: vm.pid, start_time: vm.start_time });
+/// Waits for the processes that are this container's alone to end, and kills what has not after `grace`.
+fn end_processes(store: &Store, record: &Record, grace: Duration) -> Result<(), Error> {
     let deadline = Instant::now() + grace;
-    // The monitor first: its death is the others'.
-    for process in [record.monitor, vm, record.fsd].into_iter().flatten() {
+    let mut processes = Vec::new();
+    if record.shared_monitor {
+        wait_for_shared_monitor(store, record, deadline);
+    } else {
+        // First: its death is the others'.
+        processes.extend(record.monitor);
+    }
+    // A member's machine is its sandbox's.
+    if record.sandbox.is_none() {
+        processes.extend(record.vm.as_ref().map(|vm| ProcessId { pid: vm.pid, start_time: vm.start_time }));
+        processes.extend(record.fsd);
+    }
+    for process in processes {
         let Some(handle) = process.open().map_err(super::system("open a process"))? else { continue };
         if !ends_by(&handle, deadline)? {
             let _ = pidfd::kill(handle.as_fd(), Signal::SIGKILL);
             ends_by(&handle, Instant::now() + GRACE)?;
+        }
+    }
+    Ok(())
+}
+
+/// A process that stands for several containers does not end with one of them: it writes down that this one has.
+fn wait_for_shared_monitor(store: &Store, record: &Record, deadline: Instant) {
+    while store.read(&record.id).is_ok_and(|now| now.status() != Status::Stopped) {
+        if Instant::now() >= deadline {
+            tracing::debug!("the process that stands for {} does not say that it has stopped", record.id);
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until those that stand for the containers of a pod have seen that its machine is gone.
+fn end_members(store: &Store, sandbox: &Record) -> Result<(), Error> {
+    if sandbox.sandbox.is_some() {
+        return Ok(());
+    }
+    let deadline = Instant::now() + GRACE;
+    for member in pod::members(store, sandbox)?.iter().filter(|member| !member.shared_monitor) {
+        let Some(monitor) = member.monitor else { continue };
+        if let Some(handle) = monitor.open().map_err(super::system("open a process"))? {
+            ends_by(&handle, deadline)?;
         }
     }
     Ok(())
@@ -222,7 +270,7 @@ pub fn update(store: &Store, config: &Config, id: &str, resources: &LinuxResourc
     let set = |resources: &LinuxResources| {
         crate::cgroup::change(
             &record.cgroups,
-            &super::monitor::limits(config, record.machine_mib, Some(resources)),
+            &super::monitor::limits(config, record.machine_mib(), Some(resources)),
         )
     };
     let result = set(&wanted)
@@ -235,11 +283,13 @@ pub fn update(store: &Store, config: &Config, id: &str, resources: &LinuxResourc
         return Err(error);
     }
     let memory = wanted.memory().as_ref().and_then(LinuxMemory::limit).unwrap_or(0);
-    if memory >> 20 > i64::from(record.machine_mib) {
+    if let Some(size) = record.size
+        && memory >> 20 > i64::from(size.memory_mib)
+    {
         tracing::warn!(
             "the memory limit is {} MiB now, but the virtual machine has {} MiB and does not grow",
             memory >> 20,
-            record.machine_mib
+            size.memory_mib
         );
     }
     record.resources = wanted;
@@ -264,11 +314,14 @@ fn merged(resources: &LinuxResources, change: Value) -> LinuxResources {
     serde_json::from_value(all).expect("two objects of one type make one of it")
 }
 
-/// The container's processes, as the guest tells them.
+/// The container's processes, as the guest tells them; none of one that has stopped.
 ///
 /// # Errors
-/// [`Error::NotRunning`] when it has stopped; else what the agent says.
+/// [`Error::NotRunning`] while it is made; else what the agent says.
 pub fn processes(store: &Store, config: &Config, id: &str) -> Result<Vec<ProcessInfo>, Error> {
+    if store.read(id)?.status() == Status::Stopped {
+        return Ok(Vec::new());
+    }
     Ok(live(store, config, id)?.list_processes(id)?)
 }
 
@@ -277,7 +330,15 @@ pub fn processes(store: &Store, config: &Config, id: &str) -> Result<Vec<Process
 /// # Errors
 /// [`Error::NotRunning`] when it has stopped; else what the agent says.
 pub fn stats(store: &Store, config: &Config, id: &str) -> Result<Stats, Error> {
-    Ok(Stats::from_cgroup(&live(store, config, id)?.container_stats(id)?))
+    Ok(Stats::from_cgroup(&cgroup_files(store, config, id)?))
+}
+
+/// The files of the container's cgroup v2 by name, as the guest has them.
+///
+/// # Errors
+/// As [`stats`].
+pub fn cgroup_files(store: &Store, config: &Config, id: &str) -> Result<HashMap<String, String>, Error> {
+    Ok(live(store, config, id)?.container_stats(id)?)
 }
 
 /// Waits for news of the guest's out-of-memory killer; `seen` is what was known before.
@@ -286,6 +347,32 @@ pub fn stats(store: &Store, config: &Config, id: &str) -> Result<Stats, Error> {
 /// [`Error::NotRunning`] when it has stopped; else what the agent says.
 pub fn watch_oom(store: &Store, config: &Config, id: &str, seen: u64) -> Result<OomWatch, Error> {
     Ok(live(store, config, id)?.watch_oom(id, seen)?)
+}
+
+/// Records of the guest's log from this sequence number on.
+///
+/// # Errors
+/// [`Error::NotRunning`] when it has stopped; else what the agent says.
+pub fn log(store: &Store, config: &Config, id: &str, from: u64) -> Result<Vec<LogRecord>, Error> {
+    Ok(live(store, config, id)?.read_log(from)?)
+}
+
+/// Whether the container has a guest that could answer.
+///
+/// # Errors
+/// Its record cannot be read.
+pub fn is_live(store: &Store, id: &str) -> Result<bool, Error> {
+    Ok(!matches!(store.read(id)?.status(), Status::Stopped | Status::Creating))
+}
+
+/// What is kept of the guest's console, which outlives the guest.
+///
+/// # Errors
+/// There is no such container, or the console cannot be read.
+pub fn console(store: &Store, id: &str) -> Result<String, Error> {
+    let record = store.read(id)?;
+    let machine = record.sandbox.as_deref().unwrap_or(id);
+    hypervisor::console(&store.path(machine)).map_err(super::system("read the guest's console"))
 }
 
 fn live(store: &Store, config: &Config, id: &str) -> Result<Agent, Error> {

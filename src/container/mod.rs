@@ -2,22 +2,26 @@
 //!
 //! A container on the host is its monitor: the process that owns the sandbox, pumps the standard streams, forwards
 //! signals, and ends with the workload's exit code ([`carry`]). A foreground `rt run` is its own monitor; `rt create` starts one in a
-//! process of its own ([`start_monitor`]).
+//! process of its own ([`start_monitor`]). A shim is one process for a pod, in which a thread for each container has a [`Monitor`] and one for
+//! each other process an [`Exec`]; all other verbs are the functions here.
 
 mod console;
 mod exec;
+pub mod gc;
 mod hooks;
 mod id;
 mod lifecycle;
 mod monitor;
 mod notify;
+mod pod;
 mod preserve;
 mod record;
 mod signals;
 mod state;
-mod stats;
+pub(crate) mod stats;
 mod stdio;
 mod task;
+mod usage;
 mod wait;
 
 use std::path::PathBuf;
@@ -25,25 +29,32 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use console::Console;
-pub use exec::{ExecRequest, carry as exec};
+pub use exec::{Exec, ExecRequest, carry as exec};
 pub use id::{InvalidId, generate, validate};
-pub use lifecycle::{delete, kill, list, pause, processes, resume, start, stats, update, watch_oom};
+pub use lifecycle::{
+    cgroup_files, console, delete, is_live, kill, list, log, pause, processes, resume, start, stats, update,
+    watch_oom,
+};
+pub use monitor::Monitor;
 pub use preserve::{FIRST as FIRST_PRESERVED, Range as PreserveRange};
 pub use record::{Error as StateError, Record, Status, Store};
 pub use state::StateView;
 pub use stats::Stats;
+pub use stdio::{Ends, Streams};
 pub use task::{
     MonitorProcess, PRESERVED as MONITORS_PRESERVED, Task, main as monitor_main, start as start_monitor,
 };
+pub use usage::{Guest as GuestUsage, Host as HostUsage, Usage, usage};
 
-use crate::bundle::{self, Bundle};
+use crate::bundle;
 use crate::cgroup;
 use crate::config::{self, Config};
-use crate::hypervisor::{self, Kind};
-use crate::sandbox::{self, Timeline};
-use crate::sys::pidfd::ProcessId;
-use monitor::Monitor;
-use signals::Signals;
+use crate::hypervisor;
+use crate::sandbox::{self, Timeline, TraceForm};
+pub use signals::Signals;
+
+/// The exit code of a process whose container or virtual machine ended under it: it was killed.
+const KILLED: u8 = 128 + libc::SIGKILL as u8;
 
 /// Why a container did not run, or a verb failed. Each message is complete with its source chain; wording that
 /// callers search for is runc's.
@@ -53,6 +64,18 @@ pub enum Error {
     Id(#[from] InvalidId),
     #[error(transparent)]
     Bundle(#[from] bundle::Error),
+    #[error(transparent)]
+    Role(#[from] bundle::RoleError),
+    #[error(
+        "sandbox {0}, whose virtual machine the annotations say to join, does not exist: create it first, in the same --root"
+    )]
+    NoSandbox(String),
+    #[error("cannot join sandbox {0}: it has stopped; delete it and create the pod anew")]
+    SandboxStopped(String),
+    #[error("cannot join sandbox {0}: it is still being created")]
+    SandboxNotReady(String),
+    #[error("cannot join {id}: it is a container of sandbox {sandbox} and has no virtual machine of its own")]
+    NotASandbox { id: String, sandbox: String },
     #[error(transparent)]
     Config(#[from] config::Error),
     #[error(transparent)]
@@ -128,8 +151,6 @@ pub struct Request {
     pub bundle: PathBuf,
     /// The directory of all state directories.
     pub root: PathBuf,
-    /// From a flag; overrides the configuration.
-    pub hypervisor: Option<Kind>,
     /// linux.cgroupsPath has systemd's form.
     pub systemd_cgroup: bool,
     /// Goes on without the host's cgroups where they are not allowed.
@@ -144,8 +165,10 @@ pub struct Request {
     pub start: bool,
     /// The container's state stays when it has ended, until it is deleted.
     pub keep: bool,
-    /// Where to write the timeline as JSON.
+    /// Where to write the timeline, in the form that the file's name says.
     pub trace: Option<PathBuf>,
+    /// This process stands for other containers, too: it is a shim.
+    pub shared_monitor: bool,
 }
 
 /// Carries a container: creates it, starts it if so asked, calls `up`, and gives the exit code of its process when that has
@@ -159,39 +182,35 @@ pub fn carry(
     timeline: Timeline,
     up: &mut dyn FnMut() -> Result<(), Error>,
 ) -> Result<u8, Error> {
-    validate(&request.id)?;
-    let bundle = Bundle::load(&request.bundle)?;
     // Before any thread starts and before anything is acquired: from here on a signal is an event, not an end.
     let signals = Signals::block().map_err(system("block signals"))?;
-    let preserved = request.preserve.take()?;
-    let store = Store::new(request.root.clone());
-    let mut record = Record::new(&request.id, &bundle);
-    let cgroup = bundle.cgroups_path().map(|path| cgroup::Plan::new(path, request.systemd_cgroup));
-    let cgroup = cgroup.transpose()?.flatten();
-    record.cgroups = cgroup.as_ref().map(cgroup::Plan::paths).unwrap_or_default();
-    record.monitor = ProcessId::of(std::process::id() as i32);
-    store.create(&record)?;
-    let mut monitor = Monitor {
-        request,
-        config,
-        bundle: &bundle,
-        store: &store,
-        record,
-        cgroup,
-        member: None,
-        is_up: false,
-        timeline,
-    };
-    let result = monitor.carry(signals, preserved, up);
+    let mut monitor = Monitor::reserve(request, config, timeline)?;
+    let result = carry_to_the_end(&mut monitor, request.start, signals, up);
     let removed = monitor.leave();
     monitor.timeline.mark("rt.cleaned-up");
     let code = result?;
     removed?;
     if let Some(trace) = &request.trace {
-        std::fs::write(trace, monitor.timeline.to_json()).map_err(system("write the trace file"))?;
+        let text = monitor.timeline.show(TraceForm::of(trace), &request.id);
+        std::fs::write(trace, text).map_err(system("write the trace file"))?;
     }
-    tracing::debug!(timeline = monitor.timeline.to_json(), "done");
+    tracing::debug!(timeline = ?monitor.timeline.marks(), "done");
     Ok(code)
+}
+
+fn carry_to_the_end(
+    monitor: &mut Monitor,
+    start: bool,
+    signals: Signals,
+    up: &mut dyn FnMut() -> Result<(), Error>,
+) -> Result<u8, Error> {
+    monitor.create(Streams::Own, Some(signals))?;
+    if start {
+        monitor.start()?;
+    }
+    up()?;
+    monitor.is_known();
+    monitor.wait()
 }
 
 fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> Error {

@@ -1,11 +1,14 @@
-//! The monitor: carries one container from its record to its exit code.
+//! What stands for a container on the host: from its record to its exit code.
 //!
-//! [`Monitor::carry`] is one straight line. Whatever it acquires is owned by a value whose end releases it, so that an
-//! error anywhere undoes all that came before.
+//! A [`Monitor`] is made by [`Monitor::reserve`], which writes the record, and ended by [`Monitor::leave`], whatever happened in
+//! between. A process of its own carries one (`rt monitor`, or a foreground `rt run`: [`super::carry`]); a shim has a thread for
+//! each. What it acquires is owned by a value whose end releases it.
 
+use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::time::Duration;
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::console::Console;
 use super::hooks::{self, Moment};
@@ -14,15 +17,16 @@ use super::preserve::{self, Preserved};
 use super::record::{self, Record, Status, Store};
 use super::signals::{Signals, Watch};
 use super::state::StateView;
-use super::stdio::{Pumps, Stdio};
-use super::{Error, Request, system, wait};
+use super::stdio::{Pumps, Stdio, Streams};
+use super::{Error, KILLED, Request, pod, system, validate, wait};
 use crate::agent::{self, Agent, OomWatch};
-use crate::bundle::{Bundle, guest_spec};
+use crate::bundle::{Bundle, Role, guest_spec};
 use crate::cgroup::{self, Limits, Overhead};
 use crate::config::{Config, Guest};
+use crate::fsd::FsdSpec;
 use crate::hypervisor::select;
 use crate::log;
-use crate::sandbox::{self, Booting, Plan, Sandbox, Size, Timeline};
+use crate::sandbox::{self, Booting, Joined, Plan, Sandbox, Size, Timeline};
 use crate::share;
 use crate::sys::pidfd::ProcessId;
 use crate::sys::random;
@@ -42,52 +46,193 @@ pub fn limits<'a>(config: &Config, machine_mib: u32, resources: Option<&'a Linux
 }
 
 /// One container's monitor.
-pub struct Monitor<'a> {
-    pub request: &'a Request,
-    pub config: &'a Config,
-    pub bundle: &'a Bundle,
-    pub store: &'a Store,
+pub struct Monitor {
+    request: Request,
+    config: Config,
+    bundle: Bundle,
+    role: Role,
+    store: Store,
     /// As this process last wrote it; other verbs may have changed its status since.
-    pub record: Record,
+    record: Record,
     /// The host's cgroups that the bundle asks for.
-    pub cgroup: Option<cgroup::Plan>,
+    cgroup: Option<cgroup::Plan>,
     /// This process's way out of them.
-    pub member: Option<cgroup::Member>,
+    member: Option<cgroup::Member>,
+    place: Option<Place>,
+    pumps: Option<Pumps>,
     /// The container was created (and started, if so asked), and whoever asked knows.
-    pub is_up: bool,
+    is_up: bool,
     pub timeline: Timeline,
 }
 
-impl Monitor<'_> {
-    /// Starts the sandbox, creates the container in it, starts it if so asked, waits for its process, and ends the sandbox.
+/// The machine that a container runs in.
+enum Place {
+    /// This container's: it ends with it.
+    Own(Box<Sandbox>),
+    /// Another container's.
+    Joined(Joined),
+}
+
+impl Place {
+    fn agent(&self) -> &Agent {
+        match self {
+            Self::Own(sandbox) => &sandbox.agent,
+            Self::Joined(joined) => &joined.agent,
+        }
+    }
+
+    /// Pidfds: the end of one of them is the container's.
+    fn processes(&self) -> Vec<BorrowedFd<'_>> {
+        match self {
+            Self::Own(sandbox) => vec![sandbox.vm.pidfd(), sandbox.fsd.pidfd()],
+            Self::Joined(joined) => vec![joined.pidfd()],
+        }
+    }
+}
+
+impl Monitor {
+    /// Reads the bundle and writes the record. From here on [`Monitor::leave`] has to be called.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing has been acquired then.
+    pub fn reserve(request: &Request, config: &Config, timeline: Timeline) -> Result<Self, Error> {
+        validate(&request.id)?;
+        let bundle = Bundle::load(&request.bundle)?;
+        let config = config.annotated(bundle.spec.annotations().as_ref())?;
+        let role = bundle.role()?;
+        let store = Store::new(request.root.clone());
+        let mut record = Record::new(&request.id, &bundle);
+        let is_member = matches!(role, Role::Member(_));
+        // A process that stands for several containers cannot be in the groups of all: it stays in its machine's.
+        let cgroup = match bundle.cgroups_path() {
+            Some(path) if !(is_member && request.shared_monitor) => {
+                cgroup::Plan::new(path, request.systemd_cgroup)?
+            }
+            _ => None,
+        };
+        record.cgroups = cgroup.as_ref().map(cgroup::Plan::paths).unwrap_or_default();
+        record.monitor = ProcessId::of(std::process::id() as i32);
+        record.shared_monitor = request.shared_monitor;
+        if let Role::Member(sandbox) = &role {
+            record.sandbox = Some(sandbox.clone());
+        }
+        store.create(&record)?;
+        Ok(Self {
+            request: request.clone(),
+            config,
+            bundle,
+            role,
+            store,
+            record,
+            cgroup,
+            member: None,
+            place: None,
+            pumps: None,
+            is_up: false,
+            timeline,
+        })
+    }
+
+    /// Starts a machine, or joins one, and creates the container in it. With `signals`, those that come to this process are the container's from now on.
+    ///
+    /// A machine's helpers die with the *thread* that calls this.
     ///
     /// # Errors
     /// [`Error`]
-    pub fn carry(
-        &mut self,
-        signals: Signals,
-        preserved: Vec<Preserved>,
-        up: &mut dyn FnMut() -> Result<(), Error>,
-    ) -> Result<u8, Error> {
+    pub fn create(&mut self, streams: Streams, signals: Option<Signals>) -> Result<(), Error> {
+        let preserved = self.request.preserve.take()?;
         let notify = self.request.notify_socket.as_ref().map(|_| notify::mount(&self.request.id));
-        share::lay_mount_points(self.bundle, notify.as_slice());
-        let share = share::plan(&self.request.id, self.bundle)?;
-        let mut spec = guest_spec(&self.bundle.spec, &share.paths);
-        if notify.is_some() {
-            notify::prepare(&mut spec, &self.request.id);
+        share::lay_mount_points(&self.bundle, notify.as_slice());
+        let (spec, watch) = match self.role.clone() {
+            Role::Member(sandbox) => self.join(&sandbox, signals)?,
+            Role::Alone | Role::Sandbox => self.boot(signals)?,
+        };
+        let console = self.make(spec, streams, preserved)?;
+        if let Some(watch) = watch {
+            let agent = self.agent()?.clone();
+            watch.forward_to(&agent, &self.request.id, console).map_err(Error::Interrupted)?;
         }
-        let spec = serde_json::to_vec(&spec).expect("a spec has only string keys");
-        let booting = self.launch(share)?;
-        let watch = signals.watch_boot(booting.vm().pidfd()).map_err(system("watch signals"))?;
-        let sandbox = self.boot(booting, &watch)?;
-        let (pumps, console) = self.create(&sandbox, spec, preserved)?;
-        watch.forward_to(&sandbox.agent, &self.request.id, console).map_err(Error::Interrupted)?;
-        if self.request.start {
-            self.start(&sandbox)?;
+        Ok(())
+    }
+
+    /// Lets the created container's process run.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn start(&mut self) -> Result<(), Error> {
+        self.agent()?.start_container(&self.request.id, hooks::has_start_hooks(&self.record.hooks))?;
+        self.timeline.mark("container.started");
+        self.record = self.store.change(&self.request.id, |record| record.status = Status::Running)?;
+        let state = StateView::for_hook(&self.record, Status::Running);
+        if let Err(error) = hooks::run(Moment::Poststart, &self.record.hooks, &state) {
+            // As the runtime-spec has it: logged, and the container goes on.
+            tracing::warn!("{error}");
         }
-        up()?;
+        Ok(())
+    }
+
+    /// Whoever asked for the container knows of it: its record stays until it is deleted, where the request says so.
+    pub fn is_known(&mut self) {
+        if let Err(error) = self.timeline.save(&self.store.path(&self.request.id)) {
+            tracing::debug!("the timeline is not kept: {error}");
+        }
         self.is_up = true;
-        self.finish(sandbox, pumps)
+    }
+
+    /// The agent of the container's machine.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`] before [`Monitor::create`] and after [`Monitor::wait`].
+    pub fn agent(&self) -> Result<&Agent, Error> {
+        Ok(self.place.as_ref().ok_or(Error::NotRunning)?.agent())
+    }
+
+    /// Waits for the end of the container's process and of its output, and ends the machine if it is this container's: its exit code.
+    ///
+    /// # Errors
+    /// [`Error`]; of a machine that was another container's and has ended the exit code is that of SIGKILL.
+    pub fn wait(&mut self) -> Result<u8, Error> {
+        let place = self.place.take().ok_or(Error::NotRunning)?;
+        let pumps = self.pumps.take();
+        self.watch_oom(place.agent());
+        let result = wait::for_exit(place.agent(), &self.request.id, "", &place.processes());
+        let finish = |pumps: Option<Pumps>| pumps.into_iter().for_each(Pumps::finish);
+        match (result, place) {
+            (Ok(exit), place) => {
+                self.timeline.mark("container.exited");
+                finish(pumps);
+                self.timeline.mark("container.drained");
+                if exit.oom_kills > 0 {
+                    tell_oom(&self.bundle.dir);
+                }
+                match place {
+                    Place::Own(sandbox) => sandbox.end(&mut self.timeline),
+                    Place::Joined(joined) => drop(joined),
+                }
+                Ok(exit.code)
+            }
+            (Err(error), Place::Own(mut sandbox)) => {
+                // A lost connection is most often the first sign of a dead VM, whose own last words say more.
+                let error = match is_lost(&error) && sandbox.dies_soon() {
+                    true => sandbox.cause_of_death().into(),
+                    false => error,
+                };
+                // First the end of the guest, which is the end of its streams; then what it had still written.
+                drop(sandbox);
+                finish(pumps);
+                Err(error)
+            }
+            (Err(error), Place::Joined(joined)) => {
+                let ended = is_lost(&error) && joined.has_ended();
+                drop(joined);
+                finish(pumps);
+                if !ended {
+                    return Err(error);
+                }
+                tracing::warn!("the virtual machine of the pod has ended, and this container with it");
+                Ok(KILLED)
+            }
+        }
     }
 
     /// Leaves the record as a stopped container's, or removes it where nobody is to see it.
@@ -95,13 +240,28 @@ impl Monitor<'_> {
     /// # Errors
     /// The record cannot be written or removed.
     pub fn leave(&mut self) -> Result<(), Error> {
-        if self.is_up && self.request.keep {
+        self.pumps = None;
+        self.place = None;
+        let timeout = Duration::from_millis(self.config.agent.timeout_ms);
+        let keep = self.is_up && self.request.keep;
+        // A process that goes on must not keep the groups of a container that has ended.
+        if let Some(member) = self.member.take_if(|_| self.request.shared_monitor) {
+            member.leave();
+        }
+        let left = pod::leave(&self.store, &self.request.id, timeout);
+        if keep {
+            match left {
+                Ok(()) | Err(Error::State(record::Error::Missing(_))) => {}
+                // The deletion will try again; the exit code is worth more than this.
+                Err(error) => tracing::warn!("{}", log::chain(&error)),
+            }
             return match self.store.change(&self.request.id, |record| record.status = Status::Stopped) {
                 // Deleted by force meanwhile.
                 Err(record::Error::Missing(_)) => Ok(()),
                 other => Ok(other.map(drop)?),
             };
         }
+        left?;
         let state = self.store.lock(&self.request.id)?;
         if let Some(member) = self.member.take() {
             member.leave();
@@ -117,16 +277,71 @@ impl Monitor<'_> {
         Ok(())
     }
 
+    /// Starts a machine for the container: its spec as the guest gets it.
+    fn boot(&mut self, signals: Option<Signals>) -> Result<(Spec, Option<Watch>), Error> {
+        let share = share::plan(&self.request.id, &self.bundle, &[])?;
+        let spec = guest_spec(&self.bundle.spec, &share.paths, None);
+        let booting = self.launch(share)?;
+        let watch = signals.map(|signals| signals.watch_boot(Some(booting.vm().pidfd()))).transpose();
+        let watch = watch.map_err(system("watch signals"))?;
+        self.run_hooks()?;
+        let hostname = self.bundle.spec.hostname().clone().unwrap_or_default();
+        let ready = booting.ready(&hostname, &mut self.timeline);
+        let sandbox = ready.map_err(|error| match watch.as_ref().and_then(Watch::interrupted) {
+            Some(signal) => Error::Interrupted(signal),
+            None => error.into(),
+        })?;
+        self.place = Some(Place::Own(Box::new(sandbox)));
+        Ok((spec, watch))
+    }
+
+    /// Joins the machine of another container: likewise.
+    fn join(&mut self, sandbox: &str, signals: Option<Signals>) -> Result<(Spec, Option<Watch>), Error> {
+        let watch = signals.map(|signals| signals.watch_boot(None)).transpose();
+        let watch = watch.map_err(system("watch signals"))?;
+        self.enter_cgroup(0, self.bundle.resources().cloned().as_ref())?;
+        let membership = pod::join(&self.store, &self.request.id, &self.bundle, sandbox)?;
+        self.record = membership.record;
+        if let Some(lack) = membership.size.and_then(|size| size.lacks(self.bundle.resources())) {
+            tracing::warn!(
+                "container {} may use more than the virtual machine of its pod has, which does not grow yet: {lack}; let the \
+                 sandbox's annotations tell the pod's limits, or raise hypervisor.memory_mib and vcpus",
+                self.request.id
+            );
+        }
+        self.timeline.mark("rt.joined");
+        self.run_hooks()?;
+        let timeout = Duration::from_millis(self.config.agent.timeout_ms);
+        self.place = Some(Place::Joined(sandbox::join(&membership.vm, timeout)?));
+        self.timeline.mark("agent.connected");
+        let spec = guest_spec(&self.bundle.spec, &membership.share.paths, Some(&membership.namespaces));
+        Ok((spec, watch))
+    }
+
     fn launch(&mut self, share: share::Plan) -> Result<Booting, Error> {
-        let guest = Guest::find(&self.config.hypervisor)?;
+        let guest = Guest::find(&self.config)?;
         let state_dir = self.store.path(&self.request.id);
-        let resources = self.bundle.resources();
-        let size = Size::new(resources, &self.config.hypervisor);
-        self.enter_cgroup(size)?;
-        let plan = Plan::new(&self.request.id, &state_dir, self.config, &guest, size, share.entries);
+        let is_sandbox = self.role == Role::Sandbox;
+        // A pause container's own limits say nothing of its pod.
+        let resources = match is_sandbox {
+            true => self.bundle.sandbox_resources(),
+            false => self.bundle.resources().cloned(),
+        };
+        let size = Size::new(resources.as_ref(), &self.config.hypervisor);
+        if is_sandbox {
+            let from = if resources.is_some() { "its annotations" } else { "the configuration" };
+            tracing::info!("the pod has {} vCPUs and {} MiB, by {from}", size.vcpus, size.memory_mib);
+        }
+        self.enter_cgroup(size.memory_mib, resources.as_ref())?;
+        let spec = FsdSpec {
+            id: self.request.id.clone(),
+            entries: share.new,
+            cache: self.config.share.cache,
+            grows: is_sandbox,
+        };
+        let plan = Plan::new(&self.request.id, &state_dir, &self.config, &guest, size, spec);
         self.timeline.mark("rt.planned");
-        let wanted = self.request.hypervisor.or(self.config.hypervisor.kind);
-        let (hypervisor, warning) = select::select(wanted, &self.config.hypervisor)?;
+        let (hypervisor, warning) = select::select(&self.config.hypervisor)?;
         if let Some(warning) = warning {
             tracing::warn!("{warning}");
         }
@@ -134,102 +349,72 @@ impl Monitor<'_> {
         let booting = sandbox::launch(&plan, &*hypervisor, &mut self.timeline)?;
         self.record = self.store.change(&self.request.id, |record| {
             record.vm = Some(booting.vm().record());
-            record.machine_mib = size.memory_mib;
             record.fsd = ProcessId::of(booting.fsd().pid());
+            record.share = share.used;
+            record.size = Some(size);
+            record.resources = resources.unwrap_or_default();
         })?;
         Ok(booting)
     }
 
     /// Moves this process into the bundle's cgroup, so that all that it starts is born there.
-    fn enter_cgroup(&mut self, size: Size) -> Result<(), Error> {
+    fn enter_cgroup(&mut self, machine_mib: u32, resources: Option<&LinuxResources>) -> Result<(), Error> {
         let Some(cgroup) = &self.cgroup else { return Ok(()) };
-        match cgroup.enter(&limits(self.config, size.memory_mib, self.bundle.resources())) {
+        match cgroup.enter(&limits(&self.config, machine_mib, resources)) {
             Ok(member) => self.member = Some(member),
             Err(error) if self.request.rootless && error.is_denied() => {
                 tracing::warn!("going on without a cgroup: {}", log::chain(&error));
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                // It was there before, and somebody keeps it so.
+                if matches!(error, cgroup::Error::Frozen(_)) {
+                    self.record.cgroups.clear();
+                }
+                return Err(error.into());
+            }
         }
         self.timeline.mark("rt.cgroup-entered");
         Ok(())
     }
 
-    /// Runs the hooks while the guest boots, then waits for its agent.
-    fn boot(&mut self, booting: Booting, signals: &Watch) -> Result<Sandbox, Error> {
+    /// Those that run before the container is created; where a guest boots, it does so meanwhile.
+    fn run_hooks(&self) -> Result<(), Error> {
         let state = StateView::for_hook(&self.record, Status::Creating);
         hooks::run(Moment::Prestart, &self.record.hooks, &state)?;
-        hooks::run(Moment::CreateRuntime, &self.record.hooks, &state)?;
-        let hostname = self.bundle.spec.hostname().clone().unwrap_or_default();
-        booting.ready(&hostname, &mut self.timeline).map_err(|error| match signals.interrupted() {
-            Some(signal) => Error::Interrupted(signal),
-            None => error.into(),
-        })
+        Ok(hooks::run(Moment::CreateRuntime, &self.record.hooks, &state)?)
     }
 
-    fn create(
+    fn make(
         &mut self,
-        sandbox: &Sandbox,
-        spec: Vec<u8>,
+        mut spec: Spec,
+        streams: Streams,
         preserved: Vec<Preserved>,
-    ) -> Result<(Pumps, Option<Console>), Error> {
+    ) -> Result<Option<Console>, Error> {
         let process = self.bundle.spec.process().as_ref();
         let size = process.and_then(|process| process.console_size());
         let terminal = self.bundle.terminal();
-        let console = Console::open(terminal, self.request.console_socket.as_deref(), size)?;
-        let vsock = sandbox.vm.record().vsock;
-        let (stdio, mut names) = Stdio::open(&vsock, terminal)?;
+        let (console, ends) = streams.open(terminal, self.request.console_socket.as_deref(), size)?;
+        let place = self.place.as_ref().ok_or(Error::NotRunning)?;
+        let (vsock, lifeline) = match place {
+            Place::Own(sandbox) => (sandbox.vm.record().vsock, 0),
+            Place::Joined(joined) => (joined.vsock.clone(), joined.lifeline),
+        };
+        let (stdio, mut names) = Stdio::open(&vsock, terminal, ends)?;
         let moving = preserve::open(preserved, &vsock, &mut names)?;
         if let Some(socket) = &self.request.notify_socket {
+            notify::prepare(&mut spec, &self.request.id);
             names.notify = random::non_zero().map_err(system("make a stream's name"))?;
             let stream = agent::open_stream(&vsock, names.notify)?;
             notify::forward(stream, socket).map_err(system("forward notifications"))?;
         }
         let size = console.as_ref().and_then(Console::size);
-        sandbox.agent.create_container(&self.request.id, spec, names, size)?;
+        place.agent().create_container(&self.request.id, to_json(&spec), names, size, lifeline)?;
         self.timeline.mark("container.created");
         self.record = self.store.change(&self.request.id, |record| record.status = Status::Created)?;
-        let mut pumps = stdio.start(console.as_ref()).map_err(system("start the standard streams"))?;
+        let mut pumps = stdio.start().map_err(system("start the standard streams"))?;
         moving.start(&mut pumps).map_err(system("start the preserved descriptors' streams"))?;
-        Ok((pumps, console))
-    }
-
-    fn start(&mut self, sandbox: &Sandbox) -> Result<(), Error> {
-        sandbox.agent.start_container(&self.request.id, hooks::has_start_hooks(&self.record.hooks))?;
-        self.timeline.mark("container.started");
-        self.record = self.store.change(&self.request.id, |record| record.status = Status::Running)?;
-        let state = StateView::for_hook(&self.record, Status::Running);
-        if let Err(error) = hooks::run(Moment::Poststart, &self.record.hooks, &state) {
-            // As the runtime-spec has it: logged, and the container goes on.
-            tracing::warn!("{error}");
-        }
-        Ok(())
-    }
-
-    fn finish(&mut self, mut sandbox: Sandbox, pumps: Pumps) -> Result<u8, Error> {
-        self.watch_oom(&sandbox.agent);
-        let processes = [sandbox.vm.pidfd(), sandbox.fsd.pidfd()];
-        let result = wait::for_exit(&sandbox.agent, &self.request.id, "", &processes);
-        match result {
-            Ok(exit) => {
-                self.timeline.mark("container.exited");
-                pumps.finish();
-                self.timeline.mark("container.drained");
-                if exit.oom_kills > 0 {
-                    tell_oom(&self.bundle.dir);
-                }
-                sandbox.end(&mut self.timeline);
-                Ok(exit.code)
-            }
-            Err(error) => {
-                // A lost connection is most often the first sign of a dead VM, whose own last words say more.
-                let lost = matches!(error, Error::Agent(agent::Error::Transport { .. }) | Error::NotRunning);
-                let error = if lost && sandbox.dies_soon() { sandbox.cause_of_death().into() } else { error };
-                // First the end of the guest, which is the end of its streams; then what it had still written.
-                drop(sandbox);
-                pumps.finish();
-                Err(error)
-            }
-        }
+        self.pumps = Some(pumps);
+        Ok(console)
     }
 
     /// A container may go on after one of its processes was killed: its caller learns of it at once.
@@ -244,6 +429,14 @@ impl Monitor<'_> {
             tracing::warn!("cannot watch the container's memory: {error}");
         }
     }
+}
+
+fn is_lost(error: &Error) -> bool {
+    matches!(error, Error::Agent(agent::Error::Transport { .. }) | Error::NotRunning)
+}
+
+fn to_json(spec: &Spec) -> Vec<u8> {
+    serde_json::to_vec(spec).expect("a spec has only string keys")
 }
 
 /// CRI-O looks for this file.

@@ -10,6 +10,7 @@ use std::fs::{DirBuilder, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
@@ -19,6 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::bundle::Bundle;
 use crate::hypervisor::VmRecord;
+use crate::sandbox::Size;
+use crate::share::Used;
 use crate::sys::pidfd::ProcessId;
 
 /// Changes when an older rt could not read the record.
@@ -95,15 +98,24 @@ pub struct Record {
     pub monitor: Option<ProcessId>,
     pub vm: Option<VmRecord>,
     pub fsd: Option<ProcessId>,
+    /// Of the machine that it has started.
+    #[serde(default)]
+    pub size: Option<Size>,
     /// The host's cgroups, to be removed.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
+    /// The container whose machine this one has joined: `vm` is that one's then, and not this container's to end.
+    #[serde(default)]
+    pub sandbox: Option<String>,
+    /// What it uses of the machine's share.
+    #[serde(default)]
+    pub share: Vec<Used>,
+    /// The monitor is a process that stands for other containers, too.
+    #[serde(default)]
+    pub shared_monitor: bool,
     /// The container's limits, as last set; the host's cgroups have them plus an overhead.
     #[serde(default)]
     pub resources: LinuxResources,
-    /// The virtual machine's memory.
-    #[serde(default)]
-    pub machine_mib: u32,
 }
 
 impl Record {
@@ -123,10 +135,18 @@ impl Record {
             monitor: None,
             vm: None,
             fsd: None,
+            size: None,
             cgroups: Vec::new(),
+            sandbox: None,
+            share: Vec::new(),
+            shared_monitor: false,
             resources: bundle.resources().cloned().unwrap_or_default(),
-            machine_mib: 0,
         }
+    }
+
+    /// Memory of the virtual machine that is this container's; 0 when it has joined another's.
+    pub fn machine_mib(&self) -> u32 {
+        self.size.map_or(0, |size| size.memory_mib)
     }
 
     /// What the container is now: one whose monitor is gone has stopped, whatever was written last.
@@ -174,8 +194,9 @@ impl Store {
         let mut private = DirBuilder::new();
         private.mode(0o700);
         private.recursive(true).create(&self.root).map_err(failed(&self.root))?;
-        // '~' is in no ID, and the PID is this process's own.
-        let draft = self.root.join(format!("~{}", std::process::id()));
+        self.sweep();
+        // '~' is in no ID, and the number is this thread's own.
+        let draft = self.root.join(format!("~{}", nix::unistd::gettid()));
         private.recursive(false).create(&draft).map_err(failed(&draft))?;
         let path = self.path(&record.id);
         let result = write(&draft, record).and_then(|()| {
@@ -187,6 +208,18 @@ impl Store {
             })
         });
         result.inspect_err(|_| drop(std::fs::remove_dir_all(&draft)))
+    }
+
+    /// Removes the drafts of threads that are gone, and of one that had this thread's number.
+    pub fn sweep(&self) {
+        let own = nix::unistd::gettid().as_raw();
+        for (path, maker, _) in self.drafts().unwrap_or_default() {
+            // A thread's number is found in /proc, too, if not listed there.
+            if maker == own || !Path::new("/proc").join(maker.to_string()).exists() {
+                // Another sweep may have been quicker.
+                let _ = std::fs::remove_dir_all(path);
+            }
+        }
     }
 
     /// Changes the record of an existing container, under its lock, and gives it as it is then.
@@ -248,6 +281,24 @@ impl Store {
         let uid = std::fs::metadata(self.path(id))?.uid();
         let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
         Ok(user.map_or_else(|| format!("#{uid}"), |user| user.name))
+    }
+
+    /// State directories that have not got their ID yet: path, the PID of the maker, age.
+    ///
+    /// # Errors
+    /// [`Error::System`]; a root that does not exist holds none.
+    pub fn drafts(&self) -> Result<Vec<(PathBuf, i32, Duration)>, Error> {
+        let failed = |source| Error::System { what: "list", path: self.root.clone(), source };
+        let entries = match std::fs::read_dir(&self.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(failed)?,
+        };
+        let draft = |entry: std::fs::DirEntry| {
+            let pid = entry.file_name().to_str()?.strip_prefix('~')?.parse().ok()?;
+            let made = entry.metadata().ok()?.modified().ok()?;
+            Some((entry.path(), pid, made.elapsed().unwrap_or_default()))
+        };
+        Ok(entries.flatten().filter_map(draft).collect())
     }
 
     /// The IDs of all containers, sorted.
@@ -361,9 +412,12 @@ mod tests {
             monitor: ProcessId::of(std::process::id() as i32),
             vm: None,
             fsd: None,
+            size: None,
             cgroups: Vec::new(),
+            sandbox: None,
+            share: Vec::new(),
+            shared_monitor: false,
             resources: LinuxResources::default(),
-            machine_mib: 0,
         }
     }
 
@@ -382,6 +436,21 @@ mod tests {
         store.lock("a").unwrap().remove().unwrap();
         assert_eq!(store.lock("a").unwrap_err().to_string(), "container does not exist: a");
         store.create(&record("a")).unwrap();
+    }
+
+    #[test]
+    fn drafts_of_the_dead_are_swept() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::new(root.path().into());
+        // Above the kernel's highest number; one that lives; this thread's, of an earlier life.
+        for pid in [1 << 23, 1, nix::unistd::gettid().as_raw()] {
+            std::fs::create_dir(root.path().join(format!("~{pid}"))).unwrap();
+        }
+        store.create(&record("a")).unwrap();
+        let mut names: Vec<_> =
+            std::fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["a", "~1"]);
     }
 
     #[test]

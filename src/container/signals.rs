@@ -33,8 +33,8 @@ const OWN: [Signal; 12] = [
 const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
 
 enum Target {
-    /// The VM boots: a pidfd of its VMM.
-    Boot(OwnedFd),
+    /// There is no process to take them yet. A pidfd of the VMM that boots for it, unless the machine is another's.
+    Boot(Option<OwnedFd>),
     /// This signal ended the attempt.
     Interrupted(i32),
     Process(Process),
@@ -63,12 +63,14 @@ impl Signals {
         Ok(Self { set })
     }
 
-    /// Starts the thread for a guest that boots. `vmm` is a pidfd.
+    /// Starts the thread for a process that is to come: in a guest that boots, of which `vmm` is a pidfd, or else in one that
+    /// is not ours to end.
     ///
     /// # Errors
     /// No thread or descriptor is to be had.
-    pub fn watch_boot(self, vmm: BorrowedFd<'_>) -> io::Result<Watch> {
-        self.watch(Target::Boot(vmm.try_clone_to_owned()?))
+    pub fn watch_boot(self, vmm: Option<BorrowedFd<'_>>) -> io::Result<Watch> {
+        let vmm = vmm.map(|vmm| vmm.try_clone_to_owned()).transpose()?;
+        self.watch(Target::Boot(vmm))
     }
 
     /// Starts the thread for a process that runs.
@@ -136,7 +138,9 @@ fn deliver(target: &Mutex<Target>, signal: Signal) {
     let mut target = lock(target);
     match &*target {
         Target::Boot(vmm) if ENDING.contains(&signal) => {
-            let _ = pidfd::kill(vmm.as_fd(), Signal::SIGKILL);
+            if let Some(vmm) = vmm {
+                let _ = pidfd::kill(vmm.as_fd(), Signal::SIGKILL);
+            }
             *target = Target::Interrupted(signal as i32);
         }
         Target::Boot(_) | Target::Interrupted(_) => {}

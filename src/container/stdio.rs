@@ -8,25 +8,93 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
+use super::Error;
 use super::console::Console;
 use crate::agent::{self, StreamNames};
 use crate::sys::{fd, random, terminal};
 
 const BUFFER: usize = 64 << 10;
 
+/// Where a process's standard streams lead.
+#[derive(Debug)]
+pub enum Streams {
+    /// To descriptors 0 to 2 of this process, or to the pty that a console socket gets the upper end of.
+    Own,
+    Given(Ends),
+}
+
+impl Streams {
+    /// The host's ends, and the console of a terminal that this process holds.
+    ///
+    /// # Errors
+    /// As [`Console::open`].
+    pub fn open(
+        self,
+        terminal: bool,
+        socket: Option<&Path>,
+        size: Option<oci_spec::runtime::Box>,
+    ) -> Result<(Option<Console>, Ends), Error> {
+        match self {
+            Self::Own => {
+                let console = Console::open(terminal, socket, size)?;
+                let ends = Ends::own(terminal, console.as_ref());
+                Ok((console, ends))
+            }
+            Self::Given(ends) => Ok((None, ends)),
+        }
+    }
+}
+
+/// The host's ends of a process's standard input, output and error; with a terminal the first two carry it.
+#[derive(Debug, Clone, Default)]
+pub struct Ends([Option<End>; 3]);
+
+#[derive(Debug, Clone)]
+enum End {
+    /// Descriptor 0, 1 or 2 of this process.
+    Own(i32),
+    File(Arc<OwnedFd>),
+}
+
+impl Ends {
+    /// This process's own streams, or the pty of its console.
+    fn own(terminal: bool, console: Option<&Console>) -> Self {
+        match (terminal, console.and_then(Console::pty)) {
+            (true, Some(pty)) => Self([Some(End::File(Arc::clone(&pty))), Some(End::File(pty)), None]),
+            (true, None) => Self([Some(End::Own(0)), Some(End::Own(1)), None]),
+            (false, _) => Self([0, 1, 2].map(|number| Some(End::Own(number)))),
+        }
+    }
+
+    /// These; one that is absent is /dev/null. Each is closed when its stream has ended.
+    pub fn given(input: Option<OwnedFd>, output: Option<OwnedFd>, error: Option<OwnedFd>) -> Self {
+        Self([input, output, error].map(|file| file.map(|file| End::File(Arc::new(file)))))
+    }
+}
+
+impl AsFd for End {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Own(number) => fd::standard(*number),
+            Self::File(file) => file.as_fd(),
+        }
+    }
+}
+
 /// Streams to a guest whose process is being made.
 pub struct Stdio {
-    streams: Vec<(Direction, UnixStream)>,
+    streams: Vec<(Direction, UnixStream, End)>,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Direction {
     /// Standard input to the guest.
     In,
-    /// The guest to this descriptor, or to the terminal.
-    Out(i32),
+    /// The guest's standard output, error or terminal to us; the name of its pump.
+    Out(&'static str),
 }
 
 impl Stdio {
@@ -34,55 +102,62 @@ impl Stdio {
     ///
     /// # Errors
     /// What the agent's client says.
-    pub fn open(vsock: &Path, terminal: bool) -> Result<(Self, StreamNames), agent::Error> {
+    pub fn open(vsock: &Path, terminal: bool, ends: Ends) -> Result<(Self, StreamNames), agent::Error> {
         let mut streams = Vec::new();
         let mut names = StreamNames::default();
         let open = || -> Result<(u64, UnixStream), agent::Error> {
             let name = random::non_zero().map_err(agent::Error::Stream)?;
             Ok((name, agent::open_stream(vsock, name)?))
         };
+        let Ends([input, output, error]) = ends;
         if terminal {
             let (name, stream) = open()?;
             names.terminal = name;
-            streams.push((Direction::In, stream.try_clone().map_err(agent::Error::Stream)?));
-            streams.push((Direction::Out(1), stream));
+            if let Some(input) = input {
+                streams.push((Direction::In, stream.try_clone().map_err(agent::Error::Stream)?, input));
+            }
+            // Always read, so that its end is seen.
+            streams.push((Direction::Out("terminal"), stream, output.map_or_else(null, Ok)?));
         } else {
             let ends = [
-                (Direction::In, &mut names.stdin),
-                (Direction::Out(1), &mut names.stdout),
-                (Direction::Out(2), &mut names.stderr),
+                (Direction::In, input, &mut names.stdin),
+                (Direction::Out("stdout"), output, &mut names.stdout),
+                (Direction::Out("stderr"), error, &mut names.stderr),
             ];
-            for (direction, name) in ends {
+            for (direction, end, name) in ends {
+                let Some(end) = end else { continue };
                 let (new, stream) = open()?;
                 *name = new;
-                streams.push((direction, stream));
+                streams.push((direction, stream, end));
             }
         }
         Ok((Self { streams }, names))
     }
 
-    /// Starts the pumps, between the streams and `console` where there is one, else this process's descriptors 0 to 2.
+    /// Starts the pumps.
     ///
     /// # Errors
     /// A thread could not be started.
-    pub fn start(self, console: Option<&Console>) -> io::Result<Pumps> {
-        let pty = console.and_then(Console::pty);
+    pub fn start(self) -> io::Result<Pumps> {
         let mut outputs = Vec::new();
-        for (direction, stream) in self.streams {
-            let pty = pty.clone();
+        for (direction, stream, end) in self.streams {
             match direction {
                 Direction::In => {
-                    Builder::new().name("stdin".into()).spawn(move || pump_in(&stream, pty.as_deref()))?;
+                    Builder::new().name("stdin".into()).spawn(move || pump_in(&stream, &end))?;
                 }
-                Direction::Out(number) => {
-                    let name = if number == 1 { "stdout" } else { "stderr" };
-                    let pump = move || pump_out(&stream, number, pty.as_deref());
+                Direction::Out(name) => {
+                    let pump = move || pump_out(name, &stream, &end);
                     outputs.push(Builder::new().name(name.into()).spawn(pump)?);
                 }
             }
         }
         Ok(Pumps { outputs })
     }
+}
+
+fn null() -> Result<End, agent::Error> {
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null");
+    null.map(|null| End::File(Arc::new(null.into()))).map_err(agent::Error::Stream)
 }
 
 /// Running pumps. The one of standard input ends with the process: nobody can wake a read(2) of a foreign descriptor.
@@ -100,20 +175,16 @@ impl Pumps {
     }
 }
 
-fn host_end(number: i32, pty: Option<&OwnedFd>) -> BorrowedFd<'_> {
-    pty.map_or_else(|| fd::standard(number), AsFd::as_fd)
-}
-
-fn pump_in(stream: &UnixStream, pty: Option<&OwnedFd>) {
-    if let Err(error) = copy(host_end(0, pty), stream.as_fd()) {
+fn pump_in(stream: &UnixStream, end: &End) {
+    if let Err(error) = copy(end.as_fd(), stream.as_fd()) {
         tracing::debug!("standard input ended: {error}");
     }
     let _ = stream.shutdown(Shutdown::Write);
 }
 
-fn pump_out(stream: &UnixStream, number: i32, pty: Option<&OwnedFd>) {
-    if let Err(error) = copy(stream.as_fd(), host_end(number, pty)) {
-        tracing::debug!("descriptor {number} ended: {error}");
+fn pump_out(name: &str, stream: &UnixStream, end: &End) {
+    if let Err(error) = copy(stream.as_fd(), end.as_fd()) {
+        tracing::debug!("{name} ended: {error}");
     }
     let _ = stream.shutdown(Shutdown::Both);
 }

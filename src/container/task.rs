@@ -72,6 +72,8 @@ const ORDER: i32 = 3;
 const REPORT: i32 = 4;
 /// Where a monitor finds the descriptors that the container's process is to have.
 pub const PRESERVED: i32 = 5;
+/// The exit code of a monitor whose container or process was lost: its machine died, most likely.
+const LOST: u8 = 255;
 /// A report is one error message.
 const MAX_REPORT: u64 = 64 << 10;
 
@@ -164,10 +166,11 @@ pub fn main(_arguments: &[OsString]) -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             let text = log::chain(&error);
-            if !reporter.send(&Report::Failed(text.clone())) {
-                tracing::error!("{text}");
+            if reporter.send(&Report::Failed(text.clone())) {
+                return ExitCode::FAILURE;
             }
-            ExitCode::FAILURE
+            tracing::error!("{text}");
+            ExitCode::from(LOST)
         }
     }
 }
@@ -178,7 +181,9 @@ fn carry(order: OwnedFd, reporter: &mut Reporter) -> Result<u8, Error> {
     order.log.start_in_monitor().map_err(system("open the log file"))?;
     match order.task {
         Task::Container { request, config } => {
-            super::carry(&request, &config, Timeline::default(), &mut || reporter.up())
+            let mut timeline = Timeline::default();
+            timeline.mark("rt.monitor-started");
+            super::carry(&request, &config, timeline, &mut || reporter.up())
         }
         Task::Exec { request, config } => exec::carry(&request, &config, &mut || reporter.up()),
     }

@@ -29,10 +29,12 @@ pub enum Error {
     Ended(Ending),
     #[error("the file server did not start before the deadline")]
     Deadline,
+    #[error("the file server has ended")]
+    Gone,
 }
 
 /// For `map_err`: names what was tried.
-fn step<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
+pub(super) fn step<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
     move |source| Error::System { what, source: source.into() }
 }
 
@@ -135,9 +137,14 @@ impl Fsd {
         }
     }
 
+    /// Kills the process and does not wait for its end.
+    pub fn kill(&self) {
+        process::kill(self.child.pidfd.as_fd());
+    }
+
     /// Kills the process if it still runs, reaps it, and tells how it ended. Idempotent.
     pub fn end(&mut self) -> Ending {
-        process::kill(self.child.pidfd.as_fd());
+        self.kill();
         self.reap()
     }
 

@@ -5,10 +5,11 @@
 //! entries are read-only mounts, so not even this process could write there. Where they come from several host file
 //! systems, the guest sees each as one of its own, too (FUSE submounts), so that their inode numbers do not meet.
 //!
-//! Another container's entries can join a running server: whoever starts it enters this process's mount namespace and moves
-//! detached mounts into its root; the guest finds them by name. Submounts are announced from the first request on or never, so
-//! a server that is to grow will have to announce them.
+//! Another container's entries can join a running server ([`attach`]): whoever starts it enters this process's mount namespace
+//! and moves detached mounts into its root; the guest finds them by name. Submounts are announced from the first request on
+//! or never, hence [`FsdSpec::grows`].
 
+mod join;
 mod launch;
 mod serve;
 
@@ -16,6 +17,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Cache;
+use crate::jail::Bind;
+
+pub use join::{attach, detach};
 pub use launch::{Ending, Error, Fsd, launch, socket};
 pub use serve::main;
 
@@ -31,10 +36,20 @@ pub struct Entry {
     pub readonly: bool,
 }
 
+impl From<Entry> for Bind {
+    fn from(entry: Entry) -> Self {
+        Self { target: entry.name, source: entry.source, readonly: entry.readonly }
+    }
+}
+
 /// The file server of one sandbox.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FsdSpec {
     /// The sandbox's ID.
     pub id: String,
     pub entries: Vec<Entry>,
+    /// What the guest may keep of them.
+    pub cache: Cache,
+    /// Entries are going to join, from whatever file systems.
+    pub grows: bool,
 }

@@ -25,6 +25,7 @@ use virtiofsd::vhost_user::VhostUserFsBackend;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use super::FsdSpec;
+use crate::config::Cache;
 use crate::jail::{self, Bind, Jail, Limits, Root, User};
 use crate::sys::{credentials, fd, memory, mount};
 
@@ -116,11 +117,7 @@ fn run() -> Result<(), Error> {
     let descriptors = Descriptors::plan().map_err(step("set the limit of open files"))?;
     let proc = Proc::open().map_err(step("open /proc/self"))?;
 
-    let binds = spec.entries.into_iter().map(|entry| Bind {
-        target: entry.name,
-        source: entry.source,
-        readonly: entry.readonly,
-    });
+    let binds = spec.entries.into_iter().map(Bind::from);
     jail::enter(&Jail {
         root: Root::Share(binds.collect()),
         user: User::Root,
@@ -128,7 +125,8 @@ fn run() -> Result<(), Error> {
         limits: Limits { open_files: descriptors.limit, threads: 16, file_size: None },
     })?;
 
-    let config = config(&descriptors, proc).map_err(step("open /proc/self/mountinfo"))?;
+    let config =
+        config(&descriptors, proc, spec.cache, spec.grows).map_err(step("open /proc/self/mountinfo"))?;
     serve(config, socket)
 }
 
@@ -177,21 +175,26 @@ impl Proc {
 }
 
 /// After entering the jail: mountinfo shows the mounts below the root that its opener has.
-fn config(descriptors: &Descriptors, proc: Proc) -> io::Result<Config> {
+fn config(descriptors: &Descriptors, proc: Proc, cache: Cache, grows: bool) -> io::Result<Config> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     let mut mountinfo = File::from(openat(&proc.own, "mountinfo", flags, Mode::empty())?);
     let mut mounts = String::new();
     mountinfo.read_to_string(&mut mounts)?;
-    Ok(Config {
+    let (cache_policy, validity) = match cache {
         // What the guest has cached stays valid when a file is opened again, so starting a program does not fetch it and its
         // libraries anew; once VALIDITY is over, the next use asks for size and time of change, and a change
         // drops the cache (FUSE_AUTO_INVAL_DATA). So the guest sees what the host writes within a second.
-        cache_policy: CachePolicy::Always,
-        entry_timeout: VALIDITY,
-        attr_timeout: VALIDITY,
+        Cache::Always => (CachePolicy::Always, VALIDITY),
+        Cache::Auto => (CachePolicy::Auto, VALIDITY),
+        Cache::Never => (CachePolicy::Never, Duration::ZERO),
+    };
+    Ok(Config {
+        cache_policy,
+        entry_timeout: validity,
+        attr_timeout: validity,
         // Written data is in the host's page cache when write(2) returns: the host sees it, and a guest that dies loses none.
         writeback: false,
-        announce_submounts: several_devices(&mounts),
+        announce_submounts: grows || several_devices(&mounts),
         readdirplus: true,
         xattr: true,
         xattrmap: Some(XattrMap::try_from(XATTR_RULES).map_err(io::Error::other)?),

@@ -9,11 +9,14 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+mod console;
 pub mod kvm;
 pub mod process;
 pub mod qemu;
 pub mod select;
 pub mod vsock;
+
+pub use console::read as console;
 
 /// A virtual machine to be started. Plain data.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,6 +33,8 @@ pub struct VmSpec {
     pub initramfs: PathBuf,
     /// Added to what the backend's own machine needs on the command line.
     pub kernel_parameters: String,
+    /// Whether the guest has a virtio-rng device.
+    pub entropy: bool,
     /// Shows the whole guest console, not only warnings and panics.
     pub console: bool,
     /// Exists, private to this sandbox; the backend may keep sockets in it.
@@ -95,6 +100,9 @@ pub trait Vm {
     /// # Errors
     /// [`Error::Deadline`] when `deadline` passes first.
     fn accept(&mut self, deadline: Instant) -> Result<OwnedFd, Error>;
+
+    /// Kills the VMM process and does not wait for its end.
+    fn kill(&self);
 
     /// Kills the VMM process if it still runs, reaps it, removes what the backend laid into `state_dir`, and tells how it ended. Idempotent.
     fn end(&mut self) -> Ending;

@@ -24,21 +24,35 @@ enum Choice {
     Qemu(Qemu),
 }
 
-/// The backend to use and, when that is a slow one, a line for the user that says so and why. `wanted` forces a kind;
+/// The backend to use and, when that is a slow one, a line for the user that says so and why. A configured kind is forced;
 /// QEMU then still gets KVM where KVM works.
 ///
 /// # Errors
 /// [`Error::Unusable`] when the wanted kind cannot be used on this host, or none can.
-pub fn select(
-    wanted: Option<Kind>,
-    config: &config::Hypervisor,
-) -> Result<(Box<dyn Hypervisor>, Option<String>), Error> {
-    let (choice, warning) = choose(wanted, probe(), || qemu::find(config.qemu.as_deref()))?;
+pub fn select(config: &config::Hypervisor) -> Result<(Box<dyn Hypervisor>, Option<String>), Error> {
+    let (choice, warning) = choose(config.kind, probe(), || qemu::find(config.qemu.as_deref()))?;
     let hypervisor: Box<dyn Hypervisor> = match choice {
         Choice::Kvm => Box::new(kvm::Kvm),
         Choice::Qemu(qemu) => Box::new(qemu),
     };
     Ok((hypervisor, warning))
+}
+
+/// What [`select`] would use, for those who want to know: backend, accelerator, and the warning.
+///
+/// # Errors
+/// As [`select`].
+pub fn preview(
+    wanted: Option<Kind>,
+    config: &config::Hypervisor,
+) -> Result<(Kind, &'static str, Option<String>), Error> {
+    let (choice, warning) = choose(wanted, probe(), || qemu::find(config.qemu.as_deref()))?;
+    let (kind, accelerator) = match choice {
+        Choice::Kvm => (Kind::Kvm, "kvm"),
+        Choice::Qemu(Qemu { accelerator: Accelerator::Kvm, .. }) => (Kind::Qemu, "kvm"),
+        Choice::Qemu(Qemu { accelerator: Accelerator::Tcg, .. }) => (Kind::Qemu, "tcg"),
+    };
+    Ok((kind, accelerator, warning))
 }
 
 fn probe() -> Result<(), KvmTrouble> {

@@ -11,13 +11,15 @@
 //! SIGTERM or a terminal's Ctrl-C do not: ending it is its starter's affair, by pidfd or by dying.
 
 mod enter;
+mod extend;
 mod root;
 mod spawn;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use enter::enter;
+pub use extend::{extend, withdraw};
 pub use root::{Bind, Device, Root, System};
 pub use spawn::{Child, Spawn};
 
@@ -97,4 +99,8 @@ pub enum Error {
 /// For `map_err`: names the step that failed.
 fn step<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
     move |source| Error::Enter { what, source: source.into() }
+}
+
+fn path_error(what: &'static str, path: &Path, source: impl Into<io::Error>) -> Error {
+    Error::Path { what, path: path.to_owned(), source: source.into() }
 }

@@ -13,7 +13,7 @@ use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat, mknodat};
 use nix::unistd::{Gid, Uid, fchownat, symlinkat};
 
-use super::{Error, step};
+use super::{Error, path_error, step};
 use crate::sys::mount::{self, Attributes, NODEV, NOEXEC, NOSUID, NOSYMFOLLOW, READONLY};
 
 /// What a helper finds below `/`.
@@ -67,6 +67,7 @@ impl Device {
     }
 }
 
+const SHARE_ATTRIBUTES: Attributes = NOSUID | NODEV | NOEXEC | NOSYMFOLLOW;
 const SYSTEM_DIRECTORIES: [&str; 6] = ["usr", "bin", "sbin", "lib", "lib32", "lib64"];
 const SYSTEM_FILES: [&str; 1] = ["etc/ld.so.cache"];
 
@@ -96,7 +97,7 @@ pub(super) fn build(root: &Root, owner: u32) -> Result<OwnedFd, Error> {
         link.map_err(|errno| path_error("make a symbolic link", name, errno))?;
     }
     for (bind, source) in plan.binds.iter().zip(sources) {
-        lay(bind, source, plan.attributes, tree.as_fd())?;
+        lay(bind, source, plan.attributes, tree.as_fd(), tree.as_fd())?;
     }
     for name in &plan.devices {
         lay_device(name, owner, tree.as_fd())?;
@@ -108,10 +109,7 @@ pub(super) fn build(root: &Root, owner: u32) -> Result<OwnedFd, Error> {
 fn plan(root: &Root) -> Result<Plan, Error> {
     let mut plan = match root {
         Root::Empty => Plan::default(),
-        Root::Share(binds) => {
-            let attributes = NOSUID | NODEV | NOEXEC | NOSYMFOLLOW;
-            Plan { binds: binds.clone(), attributes, ..Plan::default() }
-        }
+        Root::Share(binds) => Plan { binds: binds.clone(), attributes: SHARE_ATTRIBUTES, ..Plan::default() },
         Root::System(system) => {
             let mut plan = Plan { attributes: NOSUID | NODEV, ..Plan::default() };
             for name in SYSTEM_DIRECTORIES.iter().chain(&SYSTEM_FILES) {
@@ -128,20 +126,32 @@ fn plan(root: &Root) -> Result<Plan, Error> {
             plan
         }
     };
-    // A target is made inside the root before something is mounted on it: never inside what a bind already brought there.
-    plan.binds.sort_by(|a, b| a.target.cmp(&b.target));
-    for bind in &plan.binds {
+    sort(&mut plan.binds)?;
+    Ok(plan)
+}
+
+/// What is laid into a share, in order, and the attributes of its mounts.
+pub(super) fn plan_share(binds: &[Bind]) -> Result<(Vec<Bind>, Attributes), Error> {
+    let mut binds = binds.to_vec();
+    sort(&mut binds)?;
+    Ok((binds, SHARE_ATTRIBUTES))
+}
+
+/// A target is made inside the root before something is mounted on it: never inside what a bind already brought there.
+fn sort(binds: &mut [Bind]) -> Result<(), Error> {
+    binds.sort_by(|a, b| a.target.cmp(&b.target));
+    for bind in &*binds {
         check_target(&bind.target)?;
     }
-    for pair in plan.binds.windows(2) {
+    for pair in binds.windows(2) {
         if pair[1].target.starts_with(&pair[0].target) {
             return Err(target_error(&pair[1].target, "another one is at or above it"));
         }
     }
-    Ok(plan)
+    Ok(())
 }
 
-fn check_target(target: &Path) -> Result<(), Error> {
+pub(super) fn check_target(target: &Path) -> Result<(), Error> {
     let plain: PathBuf = target.components().filter(|c| matches!(c, Component::Normal(_))).collect();
     // Compared as bytes: `components` also overlooks `//`, a final `/`, and `.` in the middle.
     if plain.as_os_str().is_empty() || plain.as_os_str() != target.as_os_str() {
@@ -154,13 +164,9 @@ fn target_error(target: &Path, reason: &'static str) -> Error {
     Error::Target { target: target.to_owned(), reason }
 }
 
-fn path_error(what: &'static str, path: &Path, source: impl Into<io::Error>) -> Error {
-    Error::Path { what, path: path.to_owned(), source: source.into() }
-}
-
 /// A detached copy of the mounts at a source, and what it is: asked of what was opened, so that nobody can put
 /// another kind of file in its place in between.
-fn open_source(bind: &Bind) -> Result<(OwnedFd, FileStat), Error> {
+pub(super) fn open_source(bind: &Bind) -> Result<(OwnedFd, FileStat), Error> {
     let open = || -> io::Result<_> {
         let tree = mount::clone_tree(&bind.source, true)?;
         let status = fstat(&tree)?;
@@ -169,11 +175,14 @@ fn open_source(bind: &Bind) -> Result<(OwnedFd, FileStat), Error> {
     open().map_err(|source| path_error("open it", &bind.source, source))
 }
 
-fn lay(
+/// Makes the target in `root` and attaches the source there in `attached`, which is the same directory, but surely attached in
+/// this mount namespace.
+pub(super) fn lay(
     bind: &Bind,
     (tree, host): (OwnedFd, FileStat),
     attributes: Attributes,
     root: BorrowedFd<'_>,
+    attached: BorrowedFd<'_>,
 ) -> Result<(), Error> {
     let kind = SFlag::from_bits_truncate(host.st_mode & SFlag::S_IFMT.bits());
     let make = || -> io::Result<()> {
@@ -181,8 +190,9 @@ fn lay(
             return copy_node(&host, kind, &bind.target, root);
         }
         restrict(tree.as_fd(), attributes | if bind.readonly { READONLY } else { 0 })?;
-        let (parent, name) = make_target(root, &bind.target, kind)?;
-        mount::attach(tree.as_fd(), parent.as_fd(), &name)
+        make_target(root, &bind.target, kind)?;
+        let target = CString::new(bind.target.as_os_str().as_bytes())?;
+        mount::attach(tree.as_fd(), attached, &target)
     };
     make().map_err(|source| path_error("attach it", &bind.source, source))
 }
@@ -211,15 +221,14 @@ fn is(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error() == Some(errno as i32)
 }
 
-/// Makes a directory or an empty file for something to be mounted on; its parent directory and last name.
-fn make_target(root: BorrowedFd<'_>, target: &Path, kind: SFlag) -> io::Result<(OwnedFd, CString)> {
+/// Makes a directory or an empty file for something to be mounted on.
+fn make_target(root: BorrowedFd<'_>, target: &Path, kind: SFlag) -> io::Result<()> {
     let (parent, name) = make_parent(root, target)?;
-    if kind == SFlag::S_IFDIR {
-        mkdirat(&parent, name.as_c_str(), Mode::from_bits_truncate(0o755))?;
-    } else {
-        mknodat(&parent, name.as_c_str(), SFlag::S_IFREG, Mode::from_bits_truncate(0o644), 0)?;
+    match kind {
+        SFlag::S_IFDIR => mkdirat(&parent, name.as_c_str(), Mode::from_bits_truncate(0o755))?,
+        _ => mknodat(&parent, name.as_c_str(), SFlag::S_IFREG, Mode::from_bits_truncate(0o644), 0)?,
     }
-    Ok((parent, name))
+    Ok(())
 }
 
 /// Makes the directories that lead to the last name of `target`.

@@ -4,20 +4,24 @@
 //! acquired ends with the value that owns it, and with the process that started it (PR_SET_PDEATHSIG). The
 //! caller has written its state record before.
 
+mod joined;
 mod size;
 mod timeline;
+mod trace;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+pub use joined::{Joined, join};
 pub use size::Size;
 pub use timeline::Timeline;
+pub use trace::Form as TraceForm;
 
 use crate::agent::{self, Agent};
-use crate::config::{Config, Guest};
-use crate::fsd::{self, Entry, Fsd, FsdSpec};
+use crate::config::{AgentLog, Config, Guest};
+use crate::fsd::{self, Fsd, FsdSpec};
 use crate::hypervisor::{self, Hypervisor, Vm, VmFds, VmSpec};
 
 /// virtio-fs tag of a sandbox's share.
@@ -37,6 +41,10 @@ pub enum Error {
     },
     #[error("the virtual machine ended ({}){}", .0.status, .0.tail())]
     VmEnded(Box<hypervisor::Ending>),
+    #[error("the virtual machine has ended")]
+    Gone,
+    #[error("cannot connect to the virtual machine")]
+    Process(#[source] std::io::Error),
     #[error(transparent)]
     Hypervisor(#[from] hypervisor::Error),
     #[error(transparent)]
@@ -48,19 +56,21 @@ pub enum Error {
 pub struct Plan {
     pub vm: VmSpec,
     pub share: FsdSpec,
-    /// How long the guest may take to answer.
+    /// How long the guest may take to boot and greet.
+    pub boot_timeout: Duration,
+    /// How long its agent may take to answer a call.
     pub timeout: Duration,
 }
 
 impl Plan {
-    /// The plan for a sandbox of its own for one container.
+    /// The plan for a sandbox that starts with one container.
     pub fn new(
         id: &str,
         state_dir: &Path,
         config: &Config,
         guest: &Guest,
         size: Size,
-        entries: Vec<Entry>,
+        share: FsdSpec,
     ) -> Self {
         let hypervisor = &config.hypervisor;
         Self {
@@ -70,14 +80,26 @@ impl Plan {
                 memory_mib: size.memory_mib,
                 kernel: guest.kernel.clone(),
                 initramfs: guest.initramfs.clone(),
-                kernel_parameters: hypervisor.kernel_parameters.clone(),
-                console: hypervisor.console,
+                kernel_parameters: kernel_parameters(config),
+                entropy: hypervisor.entropy,
+                // The agent's records go there.
+                console: hypervisor.console || config.agent.log_level == AgentLog::Debug,
                 state_dir: state_dir.into(),
                 share_tag: SHARE_TAG.into(),
             },
-            share: FsdSpec { id: id.into(), entries },
+            share,
+            boot_timeout: Duration::from_millis(config.agent.boot_timeout_ms),
             timeout: Duration::from_millis(config.agent.timeout_ms),
         }
+    }
+}
+
+/// What the guest's kernel and its agent are told beside what the machine needs.
+fn kernel_parameters(config: &Config) -> String {
+    let own = &config.hypervisor.kernel_parameters;
+    match config.agent.log_level {
+        AgentLog::Warning => own.clone(),
+        AgentLog::Debug => format!("{own} rt.log=debug").trim_start().into(),
     }
 }
 
@@ -105,8 +127,9 @@ pub struct Booting {
 /// # Errors
 /// [`Error`]; nothing is left running then.
 pub fn launch(plan: &Plan, hypervisor: &dyn Hypervisor, timeline: &mut Timeline) -> Result<Booting, Error> {
-    let timeout = plan.timeout * if hypervisor.emulates() { 4 } else { 1 };
-    let deadline = Instant::now() + timeout;
+    let slowness = if hypervisor.emulates() { 4 } else { 1 };
+    let timeout = plan.timeout * slowness;
+    let deadline = Instant::now() + plan.boot_timeout * slowness;
     let (backend, frontend) = fsd::socket()?;
     let fsd = fsd::launch(&plan.share, backend)?;
     timeline.mark("rt.fsd-started");
@@ -192,6 +215,9 @@ impl Sandbox {
             tracing::warn!("the guest did not write its files back: {error}");
         }
         timeline.mark("agent.shutdown");
+        // Both at once: the kernel takes its time to undo a VM.
+        self.vm.kill();
+        self.fsd.kill();
         let ending = self.vm.end();
         self.fsd.end();
         timeline.extend(ending.timeline);

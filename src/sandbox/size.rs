@@ -1,19 +1,19 @@
 //! How large a virtual machine is: what the container may use, and what the guest itself needs. Pure.
 
 use oci_spec::runtime::LinuxResources;
+use serde::{Deserialize, Serialize};
 
 use crate::config::Hypervisor;
 
-/// The most that a VM may have.
-const MAX_VCPUS: u64 = 32;
-const MAX_MEMORY_MIB: u64 = 65_536;
 /// The kernel keeps a 64-byte structure for each page of 4 KiB.
 const PAGES_PER_STRUCTURE: u64 = 64;
+/// From here on a limit is none: no host has so much.
+const NO_LIMIT_MIB: u64 = 1 << 24;
 /// The kernel's default where a quota comes without a period, in microseconds.
 const DEFAULT_PERIOD_US: u64 = 100_000;
 
 /// Processors and memory of a virtual machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Size {
     pub vcpus: u8,
     pub memory_mib: u32,
@@ -23,24 +23,38 @@ impl Size {
     /// For a container with these limits.
     ///
     /// - Processors: as many as the quota is worth, rounded up, or as the set of CPUs has, whichever is less; at
-    ///   least the configured number, since that is what an operator wants everywhere, at most 32.
+    ///   least the configured number, since that is what an operator wants everywhere, at most the configured maximum.
     /// - Memory: the limit, the configured overhead for kernel and agent, and what the kernel needs to manage
-    ///   the whole; without a limit the configured memory.
+    ///   the whole, at most the configured maximum; without a limit the configured memory.
     pub fn new(resources: Option<&LinuxResources>, hypervisor: &Hypervisor) -> Self {
-        let vcpus = resources.and_then(cpus).unwrap_or(0).clamp(hypervisor.vcpus.into(), MAX_VCPUS);
+        let vcpus =
+            resources.and_then(cpus).unwrap_or(0).clamp(hypervisor.vcpus.into(), hypervisor.max_vcpus.into());
         let limit = resources.and_then(|resources| resources.memory().as_ref()?.limit());
         let memory_mib = match limit.map(u64::try_from) {
             Some(Ok(limit @ 1..)) => {
                 let net = limit.div_ceil(1 << 20).saturating_add(hypervisor.memory_overhead_mib.into());
-                net.saturating_add(net.div_ceil(PAGES_PER_STRUCTURE)).min(MAX_MEMORY_MIB)
+                net.saturating_add(net.div_ceil(PAGES_PER_STRUCTURE)).min(hypervisor.max_memory_mib.into())
             }
             // None, or -1 or 0 for none.
             _ => hypervisor.memory_mib.into(),
         };
         Self {
-            vcpus: u8::try_from(vcpus).expect("at most 32"),
-            memory_mib: u32::try_from(memory_mib).expect("at most 65,536"),
+            vcpus: u8::try_from(vcpus).expect("at most max_vcpus"),
+            memory_mib: u32::try_from(memory_mib).expect("at most max_memory_mib"),
         }
+    }
+}
+
+impl Size {
+    /// What of these limits the machine cannot give, in words; `None` when it can.
+    pub fn lacks(&self, resources: Option<&LinuxResources>) -> Option<String> {
+        let limit = resources.and_then(|resources| resources.memory().as_ref()?.limit()).unwrap_or(0);
+        let memory_mib = u64::try_from(limit).unwrap_or(0) >> 20;
+        let vcpus = resources.and_then(cpus).unwrap_or(0);
+        if memory_mib > self.memory_mib.into() && memory_mib < NO_LIMIT_MIB {
+            return Some(format!("{memory_mib} MiB, but it has {}", self.memory_mib));
+        }
+        (vcpus > self.vcpus.into()).then(|| format!("{vcpus} vCPUs, but it has {}", self.vcpus))
     }
 }
 
@@ -117,6 +131,14 @@ mod tests {
     }
 
     #[test]
+    fn no_machine_is_larger_than_the_maxima() {
+        let hypervisor = Hypervisor { max_vcpus: 2, max_memory_mib: 512, ..Hypervisor::default() };
+        let limits = json!({"cpu": {"quota": 800_000}, "memory": {"limit": 1 << 30}});
+        let resources: LinuxResources = serde_json::from_value(limits).unwrap();
+        assert_eq!(Size::new(Some(&resources), &hypervisor), Size { vcpus: 2, memory_mib: 512 });
+    }
+
+    #[test]
     fn memory_is_the_limit_and_what_the_guest_needs() {
         for (limit, memory_mib) in [
             (1_i64 << 30, 1024 + 64 + 17),
@@ -126,6 +148,21 @@ mod tests {
             (i64::MAX, 65_536),
         ] {
             assert_eq!(size(json!({"memory": {"limit": limit}})).1, memory_mib, "{limit}");
+        }
+    }
+
+    #[test]
+    fn what_a_machine_cannot_give_is_told() {
+        let size = Size { vcpus: 1, memory_mib: 256 };
+        for (limits, lack) in [
+            (json!({}), None),
+            (json!({"memory": {"limit": 256 << 20}, "cpu": {"quota": 100_000}}), None),
+            (json!({"memory": {"limit": i64::MAX}}), None),
+            (json!({"memory": {"limit": 257 << 20}}), Some("257 MiB, but it has 256")),
+            (json!({"cpu": {"quota": 100_001}}), Some("2 vCPUs, but it has 1")),
+        ] {
+            let resources: LinuxResources = serde_json::from_value(limits).unwrap();
+            assert_eq!(size.lacks(Some(&resources)).as_deref(), lack);
         }
     }
 }

@@ -1,43 +1,61 @@
 //! What of the host's files the guest sees: the plan of the sandbox's one share, as plain data. `fsd` serves it.
 //!
-//! The share's root holds a folder for each container: `ID/rootfs`, `ID/mounts/N` for the bind mount with index N, and
-//! `ID/hooks/N` for the program of the createContainer hook with index N.
+//! The share's root holds a folder for each container: `FOLDER/rootfs`, `FOLDER/mounts/N` for the bind mount with index N, unless another
+//! container serves that already, and `FOLDER/hooks/N` for the program of the createContainer hook with index N.
 //! The guest mounts the share at `rt_proto::SHARE_DIR`.
 
 mod mount_points;
 
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{
     CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, FsType, PROC_SUPER_MAGIC, SYSFS_MAGIC, statfs,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::bundle::{Bundle, Error, GuestPaths, is_bind};
 use crate::fsd::Entry;
 
 pub use mount_points::lay as lay_mount_points;
 
+/// An entry that a container uses, and which file its source was when it was taken up: a path may lead to another one later.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Used {
+    #[serde(flatten)]
+    pub entry: Entry,
+    /// Of the source, st_dev and st_ino.
+    pub file: (u64, u64),
+}
+
 /// What is served for one container and where the guest finds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    pub entries: Vec<Entry>,
+    /// All that the container uses.
+    pub used: Vec<Used>,
+    /// Those of them that are not served yet.
+    pub new: Vec<Entry>,
     pub paths: GuestPaths,
 }
 
-/// Plans the share of a container.
+/// Plans the share of a container. `folder` is its own, which no other container of the sandbox has had: the guest still knows
+/// for a while what was there. `served` is what other containers of its sandbox use already: one source is one entry
+/// for all of them, so that it is one file in the guest, where locks, sockets and caches meet. A writable one serves
+/// for reading, too, since the guest that it protects nothing from is the same; who may write to it is the guest's to say.
 ///
 /// A bind mount of the host's proc, sysfs or cgroup file system, or of a device node, means the guest's own at the same
 /// path: the host's would be a hole in the wall between them.
 ///
 /// # Errors
 /// [`Error::BindSource`] when the source of a bind mount does not exist.
-pub fn plan(id: &str, bundle: &Bundle) -> Result<Plan, Error> {
-    let guest = |name: &Path| Path::new(rt_proto::SHARE_DIR).join(name);
-    let name = Path::new(id).join("rootfs");
+pub fn plan(folder: &str, bundle: &Bundle, served: &[Used]) -> Result<Plan, Error> {
+    let paths = GuestPaths { root: PathBuf::new(), binds: Default::default(), hooks: Vec::new() };
+    let mut plan = Plan { used: Vec::new(), new: Vec::new(), paths };
     let readonly = bundle.spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
-    let paths = GuestPaths { root: guest(&name), binds: Default::default(), hooks: Vec::new() };
-    let mut plan = Plan { entries: vec![Entry { name, source: bundle.rootfs.clone(), readonly }], paths };
+    let rootfs = |source| Error::Dir { path: bundle.rootfs.clone(), source };
+    let file = identity(&bundle.rootfs).map_err(rootfs)?;
+    let entry = Entry { name: Path::new(folder).join("rootfs"), source: bundle.rootfs.clone(), readonly };
+    plan.paths.root = plan.add(Used { entry, file });
     for (index, mount) in bundle.spec.mounts().iter().flatten().enumerate() {
         let Some(source) = mount.source().as_ref().filter(|_| is_bind(mount)) else { continue };
         let missing = |error| Error::BindSource {
@@ -50,32 +68,52 @@ pub fn plan(id: &str, bundle: &Bundle) -> Result<Plan, Error> {
             plan.paths.binds.insert(index, source);
             continue;
         }
+        let file = identity(&source).map_err(missing)?;
         let readonly = is_readonly(mount.options());
-        // One source is one entry, so that it is one file in the guest: locks, sockets and caches then meet.
-        let same = plan.entries.iter().find(|entry| entry.source == source && entry.readonly == readonly);
-        if let Some(entry) = same {
-            plan.paths.binds.insert(index, guest(&entry.name));
-            continue;
-        }
-        let name: PathBuf = Path::new(id).join("mounts").join(index.to_string());
-        plan.paths.binds.insert(index, guest(&name));
-        plan.entries.push(Entry { name, source, readonly });
+        let suits = |used: &&Used| {
+            let entry = &used.entry;
+            entry.source == source && used.file == file && (entry.readonly == readonly || !entry.readonly)
+        };
+        let path = if let Some(used) = plan.used.iter().find(suits) {
+            guest_path(&used.entry)
+        } else if let Some(used) = served.iter().find(suits) {
+            plan.used.push(used.clone());
+            guest_path(&used.entry)
+        } else {
+            let name = Path::new(folder).join("mounts").join(index.to_string());
+            plan.add(Used { entry: Entry { name, source, readonly }, file })
+        };
+        plan.paths.binds.insert(index, path);
     }
     let hooks = bundle.spec.hooks().as_ref().and_then(|hooks| hooks.create_container().as_ref());
     for (index, hook) in hooks.into_iter().flatten().enumerate() {
         let path = hook.path().clone();
-        let source = path.canonicalize().map_err(|source| Error::Hook { index, path, source })?;
-        let same = plan.entries.iter().find(|entry| entry.source == source && entry.readonly);
-        let name = match same {
-            Some(entry) => entry.name.clone(),
-            None => Path::new(id).join("hooks").join(index.to_string()),
-        };
-        if same.is_none() {
-            plan.entries.push(Entry { name: name.clone(), source, readonly: true });
-        }
-        plan.paths.hooks.push(guest(&name));
+        let missing = |source| Error::Hook { index, path: path.clone(), source };
+        let source = path.canonicalize().map_err(missing)?;
+        let file = identity(&source).map_err(missing)?;
+        // One of its own, since a container may write to what it shares with others.
+        let name = Path::new(folder).join("hooks").join(index.to_string());
+        let path = plan.add(Used { entry: Entry { name, source, readonly: true }, file });
+        plan.paths.hooks.push(path);
     }
     Ok(plan)
+}
+
+impl Plan {
+    fn add(&mut self, used: Used) -> PathBuf {
+        let path = guest_path(&used.entry);
+        self.new.push(used.entry.clone());
+        self.used.push(used);
+        path
+    }
+}
+
+fn guest_path(entry: &Entry) -> PathBuf {
+    Path::new(rt_proto::SHARE_DIR).join(&entry.name)
+}
+
+fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+    std::fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
 fn is_readonly(options: &Option<Vec<String>>) -> bool {
@@ -97,15 +135,24 @@ mod tests {
     fn planned(mounts: serde_json::Value) -> Result<Plan, Error> {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("rootfs")).unwrap();
-        std::fs::write(dir.path().join("hosts"), "").unwrap();
+        planned_in(dir.path(), "c1", mounts, &[])
+    }
+
+    fn planned_in(
+        dir: &Path,
+        folder: &str,
+        mounts: serde_json::Value,
+        served: &[Used],
+    ) -> Result<Plan, Error> {
+        std::fs::write(dir.join("hosts"), "").unwrap();
         let spec =
             json!({"ociVersion": "1.0.2", "root": {"path": "rootfs", "readonly": true}, "mounts": mounts});
         let bundle = Bundle {
-            dir: dir.path().into(),
-            rootfs: dir.path().join("rootfs"),
+            dir: dir.into(),
+            rootfs: dir.join("rootfs"),
             spec: serde_json::from_value(spec).unwrap(),
         };
-        plan("c1", &bundle)
+        plan(folder, &bundle, served)
     }
 
     #[test]
@@ -118,7 +165,7 @@ mod tests {
         ]))
         .unwrap();
         let names: Vec<_> =
-            plan.entries.iter().map(|entry| (entry.name.to_str().unwrap(), entry.readonly)).collect();
+            plan.new.iter().map(|entry| (entry.name.to_str().unwrap(), entry.readonly)).collect();
         assert_eq!(names, [("c1/rootfs", true), ("c1/mounts/1", true)]);
         assert_eq!(plan.paths.root, Path::new("/run/rt/share/c1/rootfs"));
         assert_eq!(plan.paths.binds[&1], Path::new("/run/rt/share/c1/mounts/1"));
@@ -130,8 +177,35 @@ mod tests {
     fn one_source_is_one_entry() {
         let bind = |to: &str| json!({"destination": to, "type": "bind", "source": "hosts"});
         let plan = planned(json!([bind("/a"), bind("/b")])).unwrap();
-        assert_eq!(plan.entries.len(), 2);
+        assert_eq!((plan.new.len(), plan.used.len()), (2, 2));
         assert_eq!(plan.paths.binds[&0], plan.paths.binds[&1]);
+    }
+
+    #[test]
+    fn what_is_served_already_is_used_again() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("rootfs")).unwrap();
+        let bind = |options: &[&str]| json!([{"destination": "/v", "type": "bind", "source": "hosts", "options": options}]);
+        let (writable, readonly) = (bind(&["rw"]), bind(&["ro"]));
+        let planned = |id: &str, mounts: &serde_json::Value, served: &[Used]| {
+            planned_in(dir.path(), id, mounts.clone(), served).unwrap()
+        };
+        let names = |plan: &Plan| -> Vec<String> {
+            plan.new.iter().map(|entry| entry.name.display().to_string()).collect()
+        };
+        let a = planned("a", &writable, &[]);
+        for mounts in [&writable, &readonly] {
+            let b = planned("b", mounts, &a.used);
+            assert_eq!((names(&b), b.used.len()), (vec!["b/rootfs".into()], 2));
+            assert_eq!(b.paths.binds[&0], Path::new("/run/rt/share/a/mounts/0"));
+        }
+        // What is served for reading only does not do for writing.
+        let a = planned("a", &readonly, &[]);
+        assert_eq!(names(&planned("b", &writable, &a.used)), ["b/rootfs", "b/mounts/0"]);
+        // Another file at the same path.
+        let mut other = planned("a", &writable, &[]).used;
+        other[1].file.1 += 1;
+        assert_eq!(names(&planned("b", &writable, &other)), ["b/rootfs", "b/mounts/0"]);
     }
 
     #[test]

@@ -83,6 +83,19 @@ pub fn set_attributes(tree: BorrowedFd<'_>, set: Attributes, recursive: bool) ->
         propagation: if recursive { libc::MS_PRIVATE } else { 0 },
         userns_fd: 0,
     };
+    change_attributes(tree, &attributes, recursive)
+}
+
+/// Makes a mount writable, as far as its file system is.
+///
+/// # Errors
+/// What mount_setattr(2) says.
+pub fn clear_readonly(tree: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes = libc::mount_attr { attr_set: 0, attr_clr: READONLY, propagation: 0, userns_fd: 0 };
+    change_attributes(tree, &attributes, false)
+}
+
+fn change_attributes(tree: BorrowedFd<'_>, attributes: &libc::mount_attr, recursive: bool) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: `attributes` outlives the call and its size is the one given.
     done(unsafe {
@@ -91,7 +104,7 @@ pub fn set_attributes(tree: BorrowedFd<'_>, set: Attributes, recursive: bool) ->
             tree.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &attributes,
+            std::ptr::from_ref(attributes),
             size_of::<libc::mount_attr>(),
         )
     })

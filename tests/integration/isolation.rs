@@ -97,6 +97,25 @@ fn seccomp_conditions_on_arguments_hold() {
         .says(&["got USR2", "refused USR1"]);
 }
 
+/// The mask comes first, then the value: for the first process and for others.
+#[test]
+fn seccomp_compares_under_a_mask() {
+    let mut bundle = Bundle::new();
+    bundle.config["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{
+            "names": ["kill"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1,
+            "args": [{"index": 1, "value": 0xf, "valueTwo": 10, "op": "SCMP_CMP_MASKED_EQ"}],
+        }],
+    });
+    let script = "trap 'echo got USR2' USR2; kill -USR2 $$; kill -USR1 $$ 2>/dev/null || echo refused USR1";
+    bundle.args(&["/bin/sh", "-c", &format!("{script}; exec sleep 1000")]);
+    let container = bundle.run_detached(&[]);
+    container.wrote("got USR2\nrefused USR1\n");
+    bundle.rt(&["exec", &bundle.id, "/bin/sh", "-c", script]).says(&["got USR2", "refused USR1"]);
+    drop(container);
+}
+
 #[test]
 fn masked_paths_are_empty_and_readonly_paths_are_not_written() {
     let mut bundle = Bundle::new();

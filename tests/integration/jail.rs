@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vhost::VhostBackend;
 
+use rt::config::Cache;
 use rt::fsd::{self, Entry, Fsd, FsdSpec};
 use rt::jail::{self, Bind, Child, Device, Jail, Limits, Root, Spawn, System, User, enter};
 use rt::sys::{fd, process};
@@ -31,9 +32,10 @@ fn main() -> ExitCode {
         Some("fsd") => return fsd::main(&arguments[2..]),
         _ => {}
     }
-    let checks: [(&str, fn()); 12] = [
+    let checks: [(&str, fn()); 13] = [
         ("a sealed process has nothing", a_sealed_process_has_nothing),
         ("a share holds its entries and nothing else", a_share_holds_its_entries_and_nothing_else),
+        ("a share grows and shrinks from outside", a_share_grows_and_shrinks_from_outside),
         ("a system is read-only and has few devices", a_system_is_read_only_and_has_few_devices),
         ("a device opens for the helper", a_device_opens_for_the_helper),
         ("dies with the thread that started it", dies_with_the_thread_that_started_it),
@@ -180,6 +182,53 @@ fn a_share_holds_its_entries_and_nothing_else() {
     end(child);
 }
 
+/// The helper takes no part in it, and gains nothing by it.
+fn a_share_grows_and_shrinks_from_outside() {
+    let (child, _socket) = entered(b's');
+    let bind = |source: &Path, target: &str, readonly| Bind {
+        source: source.into(),
+        target: target.into(),
+        readonly,
+    };
+    let dir = tempfile::tempdir().unwrap();
+    nix::unistd::mkfifo(&dir.path().join("pipe"), nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    let binds = [
+        bind(dir.path(), "c2/rootfs", false),
+        bind("/etc/hostname".as_ref(), "c2/mounts/1", true),
+        bind(&dir.path().join("pipe"), "c2/mounts/2", false),
+    ];
+    let mounts = || fs::read_to_string(format!("/proc/{}/mountinfo", child.pid)).unwrap();
+    let (before, own) = (mounts(), fs::read_to_string("/proc/self/mountinfo").unwrap());
+    jail::extend(child.pidfd.as_fd(), &binds).unwrap();
+    assert_eq!(listing(&child, ""), ["c1", "c2"]);
+    assert_eq!(listing(&child, "c2/mounts"), ["1", "2"]);
+    assert_eq!(listing(&child, "c2/rootfs"), ["pipe"]);
+    assert!(mounts().contains(" /c2/rootfs rw,nosuid,nodev,noexec"), "{}", mounts());
+    assert!(mounts().contains(" /c2/mounts/1 ro,nosuid,nodev,noexec"), "{}", mounts());
+    assert!(mounts().contains(" / / ro,"), "{}", mounts());
+    assert_eq!(status(&child, "CapEff"), "0000000000000001");
+    assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), own);
+
+    // All or nothing.
+    let more = [bind(dir.path(), "c2/a", false), bind(dir.path(), "c2/rootfs", false)];
+    jail::extend(child.pidfd.as_fd(), &more[..]).unwrap_err();
+    assert_eq!(listing(&child, "c2"), ["mounts", "rootfs"]);
+    let missing = [bind("/no/such".as_ref(), "c3/a", false)];
+    assert!(jail::extend(child.pidfd.as_fd(), &missing).unwrap_err().to_string().contains("/no/such"));
+    for bad in ["../c3", "/c3", "c2/rootfs/x/.."] {
+        jail::extend(child.pidfd.as_fd(), &[bind(dir.path(), bad, false)]).unwrap_err();
+        jail::withdraw(child.pidfd.as_fd(), &[bad.into()]).unwrap_err();
+    }
+
+    let names = ["c2/mounts/1", "c2/mounts/2", "c2/rootfs", "c2/never"].map(Into::into);
+    jail::withdraw(child.pidfd.as_fd(), &names).unwrap();
+    jail::withdraw(child.pidfd.as_fd(), &names).unwrap();
+    assert_eq!((listing(&child, ""), mounts()), (vec!["c1".to_owned()], before));
+    process::kill(child.pidfd.as_fd());
+    process::reap(child.pid);
+    jail::extend(child.pidfd.as_fd(), &binds).unwrap_err();
+}
+
 fn a_system_is_read_only_and_has_few_devices() {
     let (child, _socket) = entered(b'q');
     let root = listing(&child, "");
@@ -225,7 +274,12 @@ fn serve(entries: &[(&str, &Path, bool)]) -> Result<(Fsd, OwnedFd), fsd::Error> 
         source: source.to_path_buf(),
         readonly: *readonly,
     };
-    let spec = FsdSpec { id: "test".into(), entries: entries.iter().map(entry).collect() };
+    let spec = FsdSpec {
+        id: "test".into(),
+        entries: entries.iter().map(entry).collect(),
+        cache: Cache::default(),
+        grows: false,
+    };
     let (socket, client) = fsd::socket()?;
     let mut server = fsd::launch(&spec, socket)?;
     server.ready(Instant::now() + Duration::from_secs(20))?;
@@ -276,7 +330,9 @@ fn a_file_server_answers() {
     let (socket, client) = fsd::socket().unwrap();
     let entries = vec![Entry { name: "a".into(), source: "/etc".into(), readonly: true }];
     let start = Instant::now();
-    let _server = fsd::launch(&FsdSpec { id: "test".into(), entries }, socket).unwrap();
+    let _server =
+        fsd::launch(&FsdSpec { id: "test".into(), entries, cache: Cache::default(), grows: false }, socket)
+            .unwrap();
     let frontend = vhost::vhost_user::Frontend::from_stream(client.into(), 2);
     let features = frontend.get_features().unwrap();
     println!("jail: a file server answered after {:?}", start.elapsed());

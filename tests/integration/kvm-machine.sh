@@ -121,7 +121,7 @@ flock -u 9
 run=$(mktemp -d)
 qemu= watchdog=
 cleanup() {
-  for pid in $watchdog $qemu; do kill -KILL "$pid" 2>/dev/null || true; done
+  for pid in $watchdog $qemu; do kill -KILL "$pid" 2>/dev/null && wait "$pid" 2>/dev/null || true; done
   rm -rf "$run"
 }
 trap cleanup EXIT
@@ -131,23 +131,25 @@ script "$@" >"$run/command"
 cat "$image/initrd" >"$run/initrd"
 truncate -s %4 "$run/initrd"
 cat "$run/command.cpio" >>"$run/initrd"
-mkfifo "$run/output"
 share=(-virtfs "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap")
 [ -z "$out" ] || { mkdir -p "$out"; share+=(-virtfs "local,path=$out,mount_tag=out,security_model=none"); }
 serial=file:$run/console; [ -z "${KVM_MACHINE_DEBUG:-}" ] || serial=file:/dev/stderr
 
 ulimit -n "$(ulimit -Hn)"
+# Output goes to a file, and without ioeventfd, so that it is there when the machine's write has returned: the guest's driver
+# does not wait for that, and what is under way when the machine is switched off is lost.
+: >"$run/output"
 qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max,+svm -smp 1 -m "$mem" \
   -nodefaults -display none -no-reboot -serial "$serial" \
   -kernel "$image/vmlinuz" -initrd "$run/initrd" -append "console=ttyS0 panic=-1 rdinit=/init quiet mitigations=off" \
-  -device virtio-serial-pci -chardev "file,id=output,path=$run/output" -device virtserialport,chardev=output,nr=1 \
+  -device virtio-serial-pci,ioeventfd=off -chardev "file,id=output,path=$run/output" -device virtserialport,chardev=output,nr=1 \
   -chardev "file,id=status,path=$run/status" -device virtserialport,chardev=status,nr=2 \
   "${share[@]}" </dev/null 9>&- &
 qemu=$!
 # Ends with this script, if only a second later.
 (trap - ERR; for ((s = 0; s < limit; s++)); do sleep 1; [ -d "$run" ] || exit 0; done; kill -KILL "$qemu") >/dev/null 2>&1 9>&- &
 watchdog=$!
-cat "$run/output"
+tail -c +1 -f -s 0.2 --pid="$qemu" "$run/output"
 rc=0; wait "$qemu" || rc=$?
 qemu=
 status=$(cat "$run/status" 2>/dev/null || true)

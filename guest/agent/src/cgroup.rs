@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 
+use crate::lookup::words;
 use crate::sys;
 
 /// Where the tree is mounted.
@@ -51,17 +52,23 @@ pub fn directory(container: &str) -> PathBuf {
 /// A group below the container's, which has to be there.
 ///
 /// # Errors
-/// For the user.
+/// For the user, in words that callers of runc look for.
 pub fn below(container: &str, relative: &str) -> Result<PathBuf, String> {
     let is_below = |part| matches!(part, Component::Normal(_) | Component::CurDir | Component::RootDir);
     if !Path::new(relative).components().all(is_below) {
-        return Err(format!("{relative:?} is no cgroup below the container's"));
+        return Err(format!("bad sub cgroup path: {relative} is not a sub cgroup path"));
     }
     let group = directory(container).join(relative.trim_start_matches('/'));
     match group.join("cgroup.procs").metadata() {
         Ok(_) => Ok(group),
-        Err(error) => Err(format!("cannot use the cgroup {relative:?} below the container's: {error}")),
+        Err(error) => Err(refusal(&group, &error)),
     }
+}
+
+/// That a group does not take a process.
+pub fn refusal(group: &Path, error: &io::Error) -> String {
+    let reason = error.raw_os_error().map_or_else(|| error.to_string(), |code| words(Errno::from_raw(code)));
+    format!("error adding pid of the process to cgroups: {}/cgroup.procs: {reason}", group.display())
 }
 
 /// Makes the container's group.
@@ -70,13 +77,13 @@ pub fn create(container: &str) -> io::Result<()> {
 }
 
 /// Forks into `group`, as [`sys::fork_into`]. Where a container has made groups below its own and given them controllers,
-/// none may be in between: then into the one that its first process `init` is in, as runc does.
+/// none may be in between: then, unless the group was `named`, into the one that its first process `init` is in, as runc does.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn fork_into(group: &Path, init: i32) -> io::Result<Option<Pid>> {
+pub fn fork_into(group: &Path, named: bool, init: i32) -> io::Result<Option<Pid>> {
     match sys::fork_into(File::open(group)?.as_fd()) {
-        Err(Errno::EBUSY) => {
+        Err(Errno::EBUSY) if !named => {
             let text = fs::read_to_string(format!("/proc/{init}/cgroup"))?;
             let theirs = text.lines().find_map(|line| line.strip_prefix("0::/")).ok_or(Errno::EBUSY)?;
             Ok(sys::fork_into(File::open(Path::new(ROOT).join(theirs))?.as_fd())?)
@@ -204,7 +211,10 @@ mod tests {
 
     #[test]
     fn groups_are_below_the_containers() {
-        assert!(below("c", "../d").is_err());
+        assert_eq!(
+            below("c", "../d").expect_err("refused"),
+            "bad sub cgroup path: ../d is not a sub cgroup path"
+        );
         assert!(below("c", "a/../../d").is_err());
     }
 }

@@ -7,8 +7,14 @@ use oci_spec::runtime::LinuxResources;
 
 /// Rewrites the limits for a guest with that many processors.
 pub fn adapt(resources: &mut LinuxResources, processors: usize) {
-    // Numbers of the host's disks, whose work the host does and bounds.
+    // Numbers of the host's disks, whose work the host does and bounds; the weight is no number of theirs, but libcgroups
+    // knows only the file of a scheduler that the guest has not.
+    let weight = resources.block_io().as_ref().and_then(|block| block.weight()).filter(|weight| *weight != 0);
     resources.set_block_io(None);
+    if let Some(weight) = weight {
+        let unified = resources.unified_mut().get_or_insert_with(HashMap::new);
+        unified.entry("io.weight".to_owned()).or_insert_with(|| io_weight(weight).to_string());
+    }
     // Numbers of the host's processors: those that the guest has too are kept, so that a set of all of them is one of all.
     if let Some(cpu) = resources.cpu_mut() {
         let cpus = cpu.cpus().as_deref().and_then(|list| clip(list, processors));
@@ -28,6 +34,11 @@ pub fn adapt(resources: &mut LinuxResources, processors: usize) {
         let unified = resources.unified_mut().get_or_insert_with(HashMap::new);
         unified.entry("memory.swap.max".to_owned()).or_insert_with(|| "0".to_owned());
     }
+}
+
+/// From version 1's 10 to 1000 to version 2's 1 to 10000, as runc does it.
+pub fn io_weight(weight: u16) -> u64 {
+    1 + (u64::from(weight).clamp(10, 1000) - 10) * 9999 / 990
 }
 
 /// The members of a kernel list such as "0-3,7" that are below `count`; `None` when there are none, or it is no list.

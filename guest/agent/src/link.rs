@@ -44,6 +44,8 @@ pub struct Exec {
     pub container: u64,
     /// The group that it begins in.
     pub cgroup: PathBuf,
+    /// The caller named it: no other will do.
+    pub cgroup_named: bool,
     /// Namespaces of the container that are not the guest's: CLONE_NEW*.
     pub namespaces: i32,
     /// Rows and columns.

@@ -12,17 +12,17 @@ use crate::cgroup;
 /// Longest command that is passed on.
 const MAX_COMMAND: usize = 4096;
 
-/// The processes of a container; `own_pid_namespace` says whether it has one.
+/// The processes of a container; `in_namespace` says whether its PID namespace is another than the agent's.
 ///
 /// # Errors
 /// The group cannot be read.
-pub fn list(container: &str, own_pid_namespace: bool) -> io::Result<Vec<ProcessInfo>> {
+pub fn list(container: &str, in_namespace: bool) -> io::Result<Vec<ProcessInfo>> {
     let boot_ns = boot_time_ns();
     let ticks = match nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK) {
         Ok(Some(ticks @ 1..)) => ticks as u64,
         _ => 100,
     };
-    let depth = usize::from(own_pid_namespace);
+    let depth = usize::from(in_namespace);
     let found: Vec<Found> =
         cgroup::processes(container)?.into_iter().filter_map(|pid| look(pid, depth, ticks)).collect();
     let inside: HashMap<u32, u32> = found.iter().map(|found| (found.outside_pid, found.info.pid)).collect();

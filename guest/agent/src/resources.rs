@@ -224,10 +224,8 @@ fn convert_block(block: &LinuxBlockIo, changes: &mut Changes) -> Result<(), Stri
     {
         return Err("cannot limit block devices: they are the host's".to_owned());
     }
-    // 10 to 1000 becomes 1 to 10000.
     if let Some(weight) = block.weight().filter(|weight| *weight != 0) {
-        let weight = u64::from(weight).clamp(10, 1000);
-        changes.push(("io.weight".to_owned(), (1 + (weight - 10) * 9999 / 990).to_string()));
+        changes.push(("io.weight".to_owned(), limits::io_weight(weight).to_string()));
     }
     Ok(())
 }

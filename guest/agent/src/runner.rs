@@ -22,16 +22,14 @@ use crate::spec::{self, Aside};
 use crate::supervisor::chain;
 use crate::{cgroup, devices, kmsg, rootfs, stdio, sys};
 
-/// Parent of the containers' bundles: the spec as the host sent it and as libcontainer gets it.
-pub const BUNDLES_DIR: &str = "/run/rt/containers";
 /// Where libcontainer keeps its state, among it the socket that lets a created container run.
 pub const STATE_DIR: &str = "/run/rt/state";
 /// The spec as the host sent it.
 pub const SPEC_FILE: &str = "spec.json";
 
-/// The container's bundle directory.
+/// The container's bundle directory: the spec as the host sent it and as libcontainer gets it.
 pub fn bundle_dir(container: &str) -> PathBuf {
-    Path::new(BUNDLES_DIR).join(container)
+    Path::new(rt_proto::CONTAINERS_DIR).join(container)
 }
 
 /// Makes the container and tells `socket` how that went.

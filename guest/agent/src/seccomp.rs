@@ -11,7 +11,8 @@ use libseccomp::error::SeccompError;
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use oci_spec::runtime::{
-    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompFilterFlag, LinuxSeccompOperator, LinuxSyscall,
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompFilterFlag,
+    LinuxSeccompOperator, LinuxSyscall,
 };
 
 /// A filter as the kernel takes it.
@@ -75,8 +76,9 @@ fn add(context: &mut ScmpFilterContext, rule: &LinuxSyscall, action: ScmpAction)
         .iter()
         .flatten()
         .map(|argument| {
-            let operator = operator(argument.op(), argument.value_two());
-            ScmpArgCompare::new(argument.index() as u32, operator, argument.value())
+            let (operator, value) =
+                operator(argument.op(), argument.value(), argument.value_two().unwrap_or(0));
+            ScmpArgCompare::new(argument.index() as u32, operator, value)
         })
         .collect();
     let mut indices = HashSet::new();
@@ -116,16 +118,43 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction, 
     })
 }
 
-fn operator(operator: LinuxSeccompOperator, second: Option<u64>) -> ScmpCompareOp {
-    match operator {
+/// The comparison and what is compared with. A masked one has its mask first (runtime-spec config-linux.md#seccomp).
+fn operator(operator: LinuxSeccompOperator, first: u64, second: u64) -> (ScmpCompareOp, u64) {
+    let comparison = match operator {
         LinuxSeccompOperator::ScmpCmpNe => ScmpCompareOp::NotEqual,
         LinuxSeccompOperator::ScmpCmpLt => ScmpCompareOp::Less,
         LinuxSeccompOperator::ScmpCmpLe => ScmpCompareOp::LessOrEqual,
         LinuxSeccompOperator::ScmpCmpEq => ScmpCompareOp::Equal,
         LinuxSeccompOperator::ScmpCmpGe => ScmpCompareOp::GreaterEqual,
         LinuxSeccompOperator::ScmpCmpGt => ScmpCompareOp::Greater,
-        LinuxSeccompOperator::ScmpCmpMaskedEq => ScmpCompareOp::MaskedEqual(second.unwrap_or(0)),
+        LinuxSeccompOperator::ScmpCmpMaskedEq => return (ScmpCompareOp::MaskedEqual(first), second),
+    };
+    (comparison, first)
+}
+
+/// A profile for libcontainer, which takes the two values of a masked comparison for each other: it would compare with the mask,
+/// under the value as the mask.
+pub fn for_libcontainer(profile: &LinuxSeccomp) -> LinuxSeccomp {
+    let exchanged = |argument: &LinuxSeccompArg| match argument.op() {
+        LinuxSeccompOperator::ScmpCmpMaskedEq => {
+            let exchanged = LinuxSeccompArgBuilder::default()
+                .index(argument.index())
+                .value(argument.value_two().unwrap_or(0))
+                .value_two(argument.value())
+                .op(argument.op());
+            exchanged.build().expect("every field has a default")
+        }
+        _ => *argument,
+    };
+    let mut profile = profile.clone();
+    if let Some(mut rules) = profile.syscalls().clone() {
+        for rule in &mut rules {
+            let arguments = rule.args().as_ref().map(|all| all.iter().map(exchanged).collect());
+            rule.set_args(arguments);
+        }
+        profile.set_syscalls(Some(rules));
     }
+    profile
 }
 
 fn architecture(architecture: Arch) -> ScmpArch {
@@ -201,6 +230,24 @@ mod tests {
         assert!(filter.program.len() > 5);
         assert_eq!(Filter::from_bytes(&filter.to_bytes()), Some(filter));
         assert_eq!(Filter::from_bytes(&[]), None);
+    }
+
+    /// Docker's profile allows clone without the flags of namespaces so; the other way about it allows all.
+    #[test]
+    fn a_masked_comparison_has_its_mask_first() {
+        assert_eq!(
+            operator(LinuxSeccompOperator::ScmpCmpMaskedEq, 0x7e02_0000, 0),
+            (ScmpCompareOp::MaskedEqual(0x7e02_0000), 0)
+        );
+        let profile = profile(
+            r#"{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["clone"],"action":"SCMP_ACT_ALLOW",
+                "args":[{"index":0,"value":2114060288,"valueTwo":0,"op":"SCMP_CMP_MASKED_EQ"},
+                        {"index":1,"value":7,"op":"SCMP_CMP_EQ"}]}]}"#,
+        );
+        let adapted = for_libcontainer(&profile);
+        let arguments = adapted.syscalls().as_ref().expect("rules")[0].args().clone().expect("arguments");
+        assert_eq!((arguments[0].value(), arguments[0].value_two()), (0, Some(2_114_060_288)));
+        assert_eq!((arguments[1].value(), arguments[1].value_two()), (7, None));
     }
 
     #[test]

@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -209,7 +211,36 @@ impl Shared {
             startable,
             terminal: streams.terminal.as_ref().map(|_| size),
         };
-        self.ask(&container.process, &Request::Create(create), None, streams, ends)
+        let pid = self.ask(&container.process, &Request::Create(create), None, streams, ends)?;
+        // For the others of its pod: see rt_proto::namespace_path.
+        symlink(format!("/proc/{pid}/ns"), bundle.join("ns"))
+            .map_err(|error| format!("cannot name the namespaces of {}: {error}", container.id))?;
+        Ok(pid)
+    }
+
+    /// Kills the container when the stream of that number ends; 0 is none.
+    ///
+    /// # Errors
+    /// For the user.
+    pub fn tie(&self, container: &Arc<Container>, lifeline: u64) -> Result<(), String> {
+        if lifeline == 0 {
+            return Ok(());
+        }
+        let stream = self.streams.take(lifeline).map_err(|error| error.to_string())?;
+        let container = container.clone();
+        let watch = move || {
+            // Nothing is ever said on it.
+            let _ = File::from(stream).read(&mut [0]);
+            // An ID may be in use again, but this container's process cannot run again.
+            if container.process.is_running()
+                && let Err(error) = cgroup::kill(&container.id)
+            {
+                kmsg::error!("cannot kill {}, which nobody stands for any more: {error}", container.id);
+            }
+        };
+        let thread = thread::Builder::new().name("lifeline".to_owned()).stack_size(64 << 10);
+        thread.spawn(watch).map_err(|error| format!("cannot start a thread: {error}"))?;
+        Ok(())
     }
 
     /// Runs another process in a container and connects its streams.
@@ -250,6 +281,7 @@ impl Shared {
             sequence: process.sequence,
             container: container.process.sequence,
             cgroup,
+            cgroup_named: !request.cgroup.is_empty(),
             namespaces: common.namespaces,
             terminal: streams.terminal.as_ref().map(|_| (request.terminal_rows, request.terminal_columns)),
         };

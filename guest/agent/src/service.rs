@@ -73,7 +73,11 @@ impl Agent for Service {
         let preserved = request.preserved;
         let names = Names { terminal: request.terminal, standard, preserved };
         let size = (request.terminal_rows, request.terminal_columns);
-        match self.0.make(&container, &request.spec, &names, size, request.notify) {
+        let made = self.0.make(&container, &request.spec, &names, size, request.notify).and_then(|pid| {
+            self.0.tie(&container, request.lifeline)?;
+            Ok(pid)
+        });
+        match made {
             Ok(pid) => {
                 let mut response = wire::CreateContainerResponse::new();
                 response.pid = pid.unsigned_abs();
@@ -219,7 +223,9 @@ impl Agent for Service {
     ) -> ttrpc::Result<wire::ListProcessesResponse> {
         let container = self.0.running(&request.container_id)?;
         let mut response = wire::ListProcessesResponse::new();
-        response.processes = processes::list(&container.id, container.process.is_alone())
+        let common = container.common().map_err(internal)?;
+        let in_namespace = common.namespaces & libc::CLONE_NEWPID != 0;
+        response.processes = processes::list(&container.id, in_namespace)
             .map_err(|error| internal(format!("cannot list the processes of {}: {error}", container.id)))?;
         Ok(response)
     }
@@ -250,6 +256,18 @@ impl Agent for Service {
         Ok(response)
     }
 
+    fn read_log(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ReadLogRequest,
+    ) -> ttrpc::Result<wire::ReadLogResponse> {
+        let records = kmsg::records(request.from);
+        let records = records.map_err(|error| internal(format!("cannot read the guest's log: {error}")))?;
+        let mut response = wire::ReadLogResponse::new();
+        response.records = records;
+        Ok(response)
+    }
+
     fn delete_container(
         &self,
         _: &TtrpcContext,
@@ -257,6 +275,16 @@ impl Agent for Service {
     ) -> ttrpc::Result<wire::Empty> {
         let container = self.0.container(&request.container_id)?;
         self.0.remove(&container).map_err(|message| get_rpc_status(Code::INTERNAL, message))?;
+        Ok(wire::Empty::new())
+    }
+
+    fn release_share(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ReleaseShareRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        self.0.greeted()?;
+        share::release(request.names).map_err(|message| get_rpc_status(Code::INVALID_ARGUMENT, message))?;
         Ok(wire::Empty::new())
     }
 
@@ -324,7 +352,7 @@ mod tests {
     fn a_mismatch_names_both_versions() {
         let text = version_mismatch(9);
         assert!(
-            text.contains("version 9") && text.contains("version 1") && text.contains("use a guest image")
+            text.contains("version 9") && text.contains("version 2") && text.contains("use a guest image")
         );
     }
 }

@@ -2,11 +2,17 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::mount::{self, MntFlags, MsFlags};
 
 use crate::kmsg;
+
+/// How long this kernel believes what it was told of a name on the share, and a little more.
+const VALIDITY: Duration = Duration::from_millis(1200);
 
 /// Mounts the sandbox's share. Set-user-ID files and devices of containers' root file systems must work in it, so it
 /// carries no flags; each container's mounts restrict what they show.
@@ -21,6 +27,39 @@ pub fn mount(tag: &str) -> Result<(), String> {
     let read_ahead = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
     if let Err(error) = fs::write(&read_ahead, "1024") {
         kmsg::debug!("cannot set {read_ahead}: {error}");
+    }
+    Ok(())
+}
+
+/// Writes back what the share has at these names, and lets the server close it: a mounted part is unmounted here, and what
+/// this kernel remembers of the rest is forgotten once it has noticed that the names are gone.
+///
+/// # Errors
+/// A name is no path below the share.
+pub fn release(names: Vec<String>) -> Result<(), String> {
+    let mut paths = Vec::new();
+    for name in names {
+        if !Path::new(&name).components().all(|part| matches!(part, Component::Normal(_))) {
+            return Err(format!("{name:?} is no name on the share"));
+        }
+        paths.push(Path::new(rt_proto::SHARE_DIR).join(name));
+    }
+    // About data that was written through mmap(2) and not synced; all else is on the host already. A mounted part is synced
+    // by its unmounting.
+    let _ = File::open(rt_proto::SHARE_DIR).map(|share| nix::unistd::syncfs(&share));
+    for path in &paths {
+        match mount::umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            // EINVAL: the part is not a mount of its own.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+            Err(error) => kmsg::warning!("cannot unmount {}: {}", path.display(), error.desc()),
+        }
+    }
+    let forget = move || {
+        thread::sleep(VALIDITY);
+        paths.iter().for_each(|path: &PathBuf| drop(fs::symlink_metadata(path)));
+    };
+    if let Err(error) = thread::Builder::new().name("forget".to_owned()).stack_size(64 << 10).spawn(forget) {
+        kmsg::warning!("cannot start a thread: {error}");
     }
     Ok(())
 }

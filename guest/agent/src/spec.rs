@@ -9,7 +9,7 @@ use oci_spec::runtime::{
     Process, Spec,
 };
 
-use crate::{cgroup, limits};
+use crate::{cgroup, limits, seccomp};
 
 /// What the runner does itself, beside the spec that it hands to libcontainer.
 #[derive(Debug, Default, PartialEq)]
@@ -156,6 +156,10 @@ pub fn adapt(spec: &mut Spec, container: &str, processors: usize) -> Aside {
     // libcontainer does not know the recursive forms, which docker and podman use; it is recursive anyway.
     if let Some(propagation) = linux.rootfs_propagation().as_deref().and_then(|name| name.strip_prefix('r')) {
         linux.set_rootfs_propagation(Some(propagation.to_owned()));
+    }
+    if let Some(profile) = linux.seccomp() {
+        let profile = seccomp::for_libcontainer(profile);
+        linux.set_seccomp(Some(profile));
     }
     // Hardware and security modules of the host that the guest's kernel does not have.
     linux.set_intel_rdt(None);

@@ -219,10 +219,12 @@ impl Supervisor {
                 error => format!("cannot join the container's PID namespace: {}", error.desc()),
             }));
         }
-        let forked = cgroup::fork_into(&exec.cgroup, pid).map_err(|error| match error.raw_os_error() {
-            // The namespace's first process has ended.
-            Some(libc::ENOMEM) if joins => exec::NOT_RUNNING.to_owned(),
-            _ => format!("cannot fork into the cgroup {}: {error}", exec.cgroup.display()),
+        let forked = cgroup::fork_into(&exec.cgroup, exec.cgroup_named, pid).map_err(|error| {
+            match error.raw_os_error() {
+                // The namespace's first process has ended.
+                Some(libc::ENOMEM) if joins => exec::NOT_RUNNING.to_owned(),
+                _ => cgroup::refusal(&exec.cgroup, &error),
+            }
         });
         if let Ok(None) = forked {
             exec::run(exec, fds, init, their_socket.as_fd());

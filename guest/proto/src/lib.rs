@@ -12,7 +12,7 @@ mod generated {
 pub use generated::{agent as messages, agent_ttrpc as service};
 
 /// Changes whenever host and agent of different builds could misunderstand each other.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// vsock context identifiers, virtio 1.2 §5.10.4.
 pub const HOST_CID: u32 = 2;
@@ -30,6 +30,14 @@ pub const STREAM_PORT: u32 = 1025;
 
 /// Where the agent mounts the sandbox's share.
 pub const SHARE_DIR: &str = "/run/rt/share";
+
+/// Where the agent keeps what it knows of each container.
+pub const CONTAINERS_DIR: &str = "/run/rt/containers";
+
+/// Where the agent has the namespace of a container, for others of its pod to join: `kind` as in /proc/PID/ns.
+pub fn namespace_path(container: &str, kind: &str) -> String {
+    format!("{CONTAINERS_DIR}/{container}/ns/{kind}")
+}
 
 /// What the agent sends when it is ready: 16 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

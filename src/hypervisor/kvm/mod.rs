@@ -26,7 +26,7 @@ mod probe;
 mod vcpu;
 mod vmm;
 
-pub use probe::{Unusable, probe};
+pub use probe::{DEVICE, Step, Unusable, address_bits, examine, probe};
 
 /// In the sandbox's state directory.
 const VSOCK: &str = "vsock.sock";
@@ -65,7 +65,8 @@ impl Hypervisor for Kvm {
             stderr: Some(stderr),
         };
         let started = child.spawn().map_err(VmError::from);
-        let process = started.and_then(|child| VmmProcess::new(child, console, log, explain));
+        let process =
+            started.and_then(|child| VmmProcess::new(child, console, log, &spec.state_dir, explain));
         match process {
             Ok(process) => Ok(Box::new(KvmVm { process, uplink, vsock: path })),
             Err(error) => {
@@ -101,6 +102,10 @@ impl Vm for KvmVm {
             }
             Err(source) => Err(VmError::Launch { what: "its uplink", source }),
         }
+    }
+
+    fn kill(&self) {
+        self.process.kill();
     }
 
     fn end(&mut self) -> Ending {

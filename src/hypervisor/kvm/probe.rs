@@ -17,7 +17,17 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 use crate::devices::Memory;
 
-const DEVICE: &str = "/dev/kvm";
+pub const DEVICE: &str = "/dev/kvm";
+
+/// What rt's VMM needs of KVM beside a guest that runs.
+const NEEDED: [(&str, Cap); 6] = [
+    ("irqchip", Cap::Irqchip),
+    ("irqfd", Cap::Irqfd),
+    ("ioeventfd", Cap::Ioeventfd),
+    ("user-memory", Cap::UserMemory),
+    ("tss-address", Cap::SetTssAddr),
+    ("cpuid", Cap::ExtCpuid),
+];
 
 /// KVM cannot be used. In words, with what to do where there is something to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,6 +38,21 @@ pub struct Unusable {
 }
 
 impl Unusable {
+    /// Whether another hypervisor has the processor.
+    pub fn is_busy(&self) -> bool {
+        self.reason == busy()
+    }
+
+    /// As another process would report it.
+    pub fn new(reason: &str) -> Self {
+        unusable(reason.into())
+    }
+
+    /// That another hypervisor has the processor.
+    pub fn busy() -> Self {
+        unusable(busy())
+    }
+
     /// Whether the test guest ran all the same: then another VMM, which needs less of KVM, may use it.
     pub fn runs_stock_guests(&self) -> bool {
         self.runs_stock_guests
@@ -46,14 +71,55 @@ pub fn probe() -> Result<(), Unusable> {
         return Err(unusable(format!("{DEVICE} has another API version than {KVM_API_VERSION}")));
     }
     run_guest(&kvm)?;
-    let needed = [Cap::Irqchip, Cap::Irqfd, Cap::Ioeventfd, Cap::UserMemory, Cap::SetTssAddr, Cap::ExtCpuid];
-    match needed.into_iter().find(|cap| !kvm.check_extension(*cap)) {
+    match NEEDED.into_iter().find(|(_, cap)| !kvm.check_extension(*cap)) {
         None => Ok(()),
-        Some(missing) => {
+        Some((_, missing)) => {
             let reason = format!("this host's KVM lacks {missing:?}");
             Err(Unusable { reason, runs_stock_guests: true })
         }
     }
+}
+
+/// One thing that KVM is asked for, and whether it can be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    pub name: &'static str,
+    pub result: Result<(), Unusable>,
+}
+
+/// Tries one by one what [`probe`] needs, and what would be good to have, as far as it goes.
+pub fn examine() -> Vec<Step> {
+    let mut steps = Vec::new();
+    let mut note = |name, result: Result<(), Unusable>| {
+        let is_ok = result.is_ok();
+        steps.push(Step { name, result });
+        is_ok
+    };
+    let device = open();
+    note("open", device.as_ref().map(drop).map_err(Unusable::clone));
+    let Ok(device) = device else { return steps };
+    // SAFETY: the descriptor is open, owned by `device`, and handed over.
+    let kvm = unsafe { Kvm::from_raw_fd(device.into_raw_fd()) };
+    let vm = kvm.create_vm().map_err(failed("make a VM"));
+    note("create-vm", vm.as_ref().map(drop).map_err(Unusable::clone));
+    let Ok(vm) = vm else { return steps };
+    let vcpu = vm.create_vcpu(0).map(drop).map_err(failed("make a vCPU"));
+    if !note("create-vcpu", vcpu) || !note("run-guest", run_guest(&kvm)) {
+        return steps;
+    }
+    for (name, cap) in NEEDED.into_iter().chain([("tsc-deadline", Cap::TscDeadlineTimer)]) {
+        let missing =
+            || Unusable { reason: format!("this host's KVM lacks {cap:?}"), runs_stock_guests: true };
+        note(name, if kvm.check_extension(cap) { Ok(()) } else { Err(missing()) });
+    }
+    steps
+}
+
+/// How many bits a guest's physical addresses may have, where KVM says so: on arm64.
+pub fn address_bits() -> Option<i32> {
+    // SAFETY: the descriptor is open, owned by what `open` gave, and handed over.
+    let kvm = unsafe { Kvm::from_raw_fd(open().ok()?.into_raw_fd()) };
+    Some(kvm.check_extension_int(Cap::ArmVmIPASize)).filter(|bits| *bits > 0)
 }
 
 /// The device, opened for [`probe`] or for a VM.

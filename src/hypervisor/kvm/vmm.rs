@@ -92,8 +92,10 @@ pub fn run() -> Result<End, Error> {
     let event_loop = EventLoop::new()?;
     let fs = Fs::new(&spec.share_tag, share, &event_loop.events(0))?;
     let vsock = VsockDevice::new(rt_proto::GUEST_CID.into(), vsock, uplink).map_err(devices::Error::from)?;
-    let devices: Vec<Box<dyn VirtioDevice>> =
-        vec![Box::new(fs), Box::new(VsockVirtio::new(vsock)), Box::new(Rng::default())];
+    let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(fs), Box::new(VsockVirtio::new(vsock))];
+    if spec.entropy {
+        devices.push(Box::new(Rng::default()));
+    }
     let devices = attach(devices, &vm, &memory, &event_loop)?;
     let serial = Serial::new(serial_interrupt(&vm, spec.console)?);
 

@@ -85,7 +85,9 @@ pub fn arguments(accelerator: Accelerator, spec: &VmSpec) -> Vec<OsString> {
     line.option("-chardev", format!("socket,id=share,fd={SHARE_FD}"));
     let tag = spec.share_tag.replace(',', ",,");
     line.option("-device", format!("vhost-user-fs-pci,chardev=share,tag={tag},queue-size=128"));
-    line.option("-device", "virtio-rng-pci");
+    if spec.entropy {
+        line.option("-device", "virtio-rng-pci");
+    }
     line.0
 }
 
@@ -116,6 +118,7 @@ mod tests {
             kernel: "/guest/vmlinux".into(),
             initramfs: "/guest/initramfs.cpio".into(),
             kernel_parameters: String::new(),
+            entropy: true,
             console: false,
             state_dir: "/run/rt/web".into(),
             share_tag: "rt".into(),
@@ -147,6 +150,12 @@ mod tests {
             ..spec()
         };
         assert_eq!(lines(Accelerator::Kvm, &spec), include_str!("golden/kvm.txt"));
+    }
+
+    #[test]
+    fn without_entropy_there_is_no_device_for_it() {
+        let line = lines(Accelerator::Tcg, &VmSpec { entropy: false, ..spec() });
+        assert!(!line.contains("virtio-rng"), "{line}");
     }
 
     #[test]

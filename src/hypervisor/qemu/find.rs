@@ -58,6 +58,19 @@ pub fn version(binary: &Path) -> Result<(u32, u32), Error> {
         .ok_or_else(|| unusable(format!("{} --version does not say a QEMU version", binary.display())))
 }
 
+/// The accelerators that a QEMU was built with, by running it.
+///
+/// # Errors
+/// [`Error::Unusable`]
+pub fn accelerators(binary: &Path) -> Result<Vec<String>, Error> {
+    let output =
+        Command::new(binary).args(["-accel", "help"]).stdin(Stdio::null()).stderr(Stdio::null()).output();
+    let output = output.map_err(|error| unusable(format!("cannot execute {}: {error}", binary.display())))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    // A heading, then one in a line.
+    Ok(text.lines().skip(1).map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
+}
+
 /// The error for a QEMU that is too old.
 pub fn too_old(binary: &Path, (major, minor): (u32, u32)) -> Error {
     let (want_major, want_minor) = MINIMUM_VERSION;

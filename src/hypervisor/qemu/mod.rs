@@ -31,7 +31,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, pipe2};
 
 pub use command_line::Accelerator;
-pub use find::{MINIMUM_VERSION, find};
+pub use find::{MINIMUM_VERSION, accelerators, find, version};
 
 use super::process::VmmProcess;
 use super::{Ending, Error, Hypervisor, Kind, Vm, VmFds, VmRecord, VmSpec, vsock};
@@ -81,7 +81,7 @@ impl Hypervisor for Qemu {
             stderr: Some(log_writer),
         };
         let child = child.spawn()?;
-        let qemu = VmmProcess::new(child, console, log, process::explain)?;
+        let qemu = VmmProcess::new(child, console, log, &spec.state_dir, process::explain)?;
         Ok(Box::new(QemuVm {
             qemu,
             vsockd: Some(vsockd),
@@ -118,6 +118,10 @@ impl Vm for QemuVm {
             Err(other) => Err(other),
             Ok(()) => vsock::receive_connection(&self.uplink).map_err(|_| self.explain_lost_uplink()),
         }
+    }
+
+    fn kill(&self) {
+        self.qemu.kill();
     }
 
     fn end(&mut self) -> Ending {

@@ -30,7 +30,7 @@ check containerd::exit_code exits 7 run "$root" b sh -c 'exit 7'
 check containerd::missing_program exits 1 run "$root" c /no/such/program
 check containerd::environment says v run --env NAME=v "$root" e sh -c 'echo $NAME'
 check containerd::mount says data run --mount "type=bind,src=$work,dst=/v,options=rbind:rw" "$root" m sh -c 'echo data >/v/f; cat /v/f'
-check containerd::terminal says /dev/pts/0 sh -c "script -qec \"ctr -a $work/containerd.sock run --rm -t --runtime io.containerd.runc.v2 --runc-binary $RT --rootfs $root t tty\" /dev/null | tr -d '\000\r'"
+check containerd::terminal says /dev/pts/0 on_terminal "ctr -a $work/containerd.sock run --rm -t --runtime io.containerd.runc.v2 --runc-binary $RT --rootfs $root t tty"
 
 started() {
   ctr run -d --runtime io.containerd.runc.v2 --runc-binary "$RT" --rootfs "$root" d \

@@ -25,7 +25,7 @@ check docker::volume says data run -v "$work:/v" bb:1 sh -c 'echo data >/v/f; ca
 check docker::memory_limit says 134217728 run -m 128m bb:1 cat /sys/fs/cgroup/memory.max
 check docker::cpus says 2 run --cpus 1.5 bb:1 nproc
 check docker::read_only exits 1 run --read-only bb:1 touch /x
-check docker::terminal says /dev/pts/0 sh -c "script -qec \"docker -H unix://$work/docker.sock run --rm -t --network none bb:1 tty\" /dev/null | tr -d '\000\r'"
+check docker::terminal says /dev/pts/0 on_terminal "docker -H unix://$work/docker.sock run --rm -t --network none bb:1 tty"
 
 detached() { docker run -d --name dd --network none bb:1 sh -c 'trap "exit 3" TERM; echo ready; while :; do sleep 0.1; done'; }
 check docker::detached detached

@@ -36,6 +36,12 @@ says() {
   [ "$output" = "$expected" ] || { printf 'said %q (exit %s), not %q\n' "$output" "$status" "$expected"; return 1; }
 }
 
+# on_terminal COMMAND: with a terminal on which nobody types; at the end of its own input script(1) would type an end of file.
+on_terminal() {
+  [ -p "$work/nobody" ] || mkfifo "$work/nobody"
+  script -qec "$1" /dev/null <>"$work/nobody" | tr -d '\r'
+}
+
 # exits CODE COMMAND…
 exits() {
   local expected=$1 status; shift

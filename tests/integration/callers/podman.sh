@@ -48,7 +48,7 @@ check podman::restart podman start d
 check podman::kill podman kill d
 check podman::wait says 137 podman wait d
 check podman::rm podman rm d
-check podman::terminal says /dev/pts/0 sh -c "script -qec \"command podman --root $work/root --runroot $work/runroot --tmpdir $work/tmp --storage-driver vfs --cgroup-manager=cgroupfs --events-backend=file --runtime $RT run --rm --net=none -t bb:1 tty\" /dev/null | tr -d '\000\r'"
+check podman::terminal says /dev/pts/0 on_terminal "command podman --root $work/root --runroot $work/runroot --tmpdir $work/tmp --storage-driver vfs --cgroup-manager=cgroupfs --events-backend=file --runtime $RT run --rm --net=none -t bb:1 tty"
 podman rm -fa >/dev/null 2>&1
 check podman::nothing_is_left no_processes_of "$work"
 summary

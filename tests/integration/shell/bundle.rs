@@ -10,7 +10,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use serde_json::{Value, json};
 
 use super::running::run_to_end;
-use super::{Call, Ended};
+use super::{Call, Ended, patience};
+
+/// rt's own default.
+const AGENT_TIMEOUT_S: u64 = 30;
 
 /// A bundle whose process is `/bin/true` until told otherwise, in a directory of its own.
 pub struct Bundle {
@@ -21,13 +24,16 @@ pub struct Bundle {
     pub id: String,
     /// Not empty: an rt configuration file with these lines.
     pub settings: String,
+    /// `--root`; each bundle has its own, but for those that join another's machine.
+    pub root: PathBuf,
 }
 
 impl Bundle {
     pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("rt-test-").tempdir().expect("a temporary directory");
         fs::create_dir(dir.path().join("tmp")).unwrap();
-        let bundle = Self { dir, config: default_config(), id: unique_id(), settings: String::new() };
+        let root = dir.path().join("run");
+        let bundle = Self { dir, config: default_config(), id: unique_id(), settings: String::new(), root };
         bundle.lay_rootfs();
         bundle
     }
@@ -97,19 +103,25 @@ impl Bundle {
     pub fn call(&self) -> Call {
         self.write_config();
         let call = Call::new(self);
-        if self.settings.is_empty() {
-            return call;
+        match self.settings_file() {
+            Some(settings) => call.env("RT_CONFIG", settings),
+            None => call,
         }
-        let settings = self.file("rt.toml", &self.settings);
-        call.env("RT_CONFIG", &settings)
+    }
+
+    /// [`Bundle::settings`] as a file. On a slow machine rt, too, is patient with the guest.
+    pub(super) fn settings_file(&self) -> Option<PathBuf> {
+        let mut text = self.settings.clone();
+        let timeout = patience(AGENT_TIMEOUT_S);
+        if timeout.as_secs() > AGENT_TIMEOUT_S && !text.contains("[agent]") {
+            text.push_str(&format!("\n[agent]\ntimeout_ms = {}\n", timeout.as_millis()));
+        }
+        let path = self.path("rt.toml");
+        (!text.is_empty()).then(|| put(&path, text.as_bytes())).map(|()| path)
     }
 
     pub(super) fn write_config(&self) {
-        let (path, text) = (self.path("config.json"), serde_json::to_vec_pretty(&self.config).unwrap());
-        // Several calls at once: none may find it half written.
-        if fs::read(&path).ok().as_ref() != Some(&text) {
-            fs::write(path, text).unwrap();
-        }
+        put(&self.path("config.json"), &serde_json::to_vec_pretty(&self.config).unwrap());
     }
 
     fn lay_rootfs(&self) {
@@ -139,6 +151,13 @@ impl Drop for Bundle {
             eprintln!("kept: {}", self.dir().display());
             self.dir.disable_cleanup(true);
         }
+    }
+}
+
+/// Writes a file of rt's. Several calls at once: none may find it half written.
+fn put(path: &Path, content: &[u8]) {
+    if fs::read(path).ok().as_deref() != Some(content) {
+        fs::write(path, content).unwrap();
     }
 }
 
@@ -203,7 +222,8 @@ mod at_exit {
 
 pub(super) fn unique_id() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!("test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    // None is the beginning of another.
+    format!("test-{}-{:04}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 fn default_config() -> Value {

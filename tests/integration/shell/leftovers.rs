@@ -3,15 +3,15 @@
 //! Each run has a key. Its processes are known by it: it is in the environment that rt was started with, in the
 //! arguments of its helpers, or they run as orphans of rt.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::fs;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::patience;
@@ -67,6 +67,25 @@ impl Processes {
             }
         };
         self.0.iter().find(|(_, words)| is(words)).map(|(pid, _)| *pid)
+    }
+
+    /// The one that is `rt … VERB …`, as a user calls it.
+    pub fn calling(&self, verb: &str) -> Option<i32> {
+        // Not the shell that is about to become it.
+        let is = |words: &str| {
+            !words.starts_with("/bin/sh ")
+                && words.contains(" --root ")
+                && words.split(' ').any(|word| word == verb)
+        };
+        self.0.iter().find(|(_, words)| is(words)).map(|(pid, _)| *pid)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn pids(&self) -> impl Iterator<Item = i32> {
+        self.0.iter().map(|(pid, _)| *pid)
     }
 
     pub fn kill(&self) {
@@ -148,6 +167,15 @@ fn cgroups(dir: &Path, key: &str, depth: u32, found: &mut Vec<String>) {
     }
 }
 
+/// How orphans of rt have ended, by PID.
+static ENDED: Mutex<BTreeMap<i32, i32>> = Mutex::new(BTreeMap::new());
+
+/// The exit code of an orphan of rt that has ended, or 128 + signal; of the last one with this PID.
+pub fn exit_code(pid: i32) -> Option<i32> {
+    reap_orphans();
+    ENDED.lock().unwrap_or_else(PoisonError::into_inner).get(&pid).copied()
+}
+
 /// Orphans of rt that have ended become this process's to reap.
 fn reap_orphans() {
     let own = own();
@@ -155,7 +183,12 @@ fn reap_orphans() {
     let me = std::process::id() as i32;
     for (pid, stat) in all() {
         if stat.parent == me && stat.state == 'Z' && !known.contains(&pid) {
-            let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
+            let code = match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(_, code)) => code,
+                Ok(WaitStatus::Signaled(_, signal, _)) => 128 + signal as i32,
+                _ => continue,
+            };
+            ENDED.lock().unwrap_or_else(PoisonError::into_inner).insert(pid, code);
         }
     }
 }

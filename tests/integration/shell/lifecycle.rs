@@ -36,8 +36,8 @@ impl Bundle {
             outputs.each_ref().map(|path| File::create(path).expect("a file in the bundle"));
         command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         command.env(MARK, &self.id).env("TMPDIR", self.path("tmp"));
-        if !self.settings.is_empty() {
-            command.env("RT_CONFIG", self.file("rt.toml", &self.settings));
+        if let Some(settings) = self.settings_file() {
+            command.env("RT_CONFIG", settings);
         }
         let words: Vec<_> = args.iter().map(|arg| arg.as_ref().to_string_lossy()).collect();
         let shown = format!("rt {}", words.join(" "));
@@ -63,7 +63,7 @@ impl Bundle {
 
     /// Where the state of this bundle's containers is.
     pub fn state_root(&self) -> PathBuf {
-        self.path("run")
+        self.root.clone()
     }
 
     /// `rt create` with these flags. What the container writes is found by [`Container::out`].
@@ -143,6 +143,19 @@ impl Container<'_> {
     #[track_caller]
     pub fn pid(&self) -> i32 {
         i32::try_from(self.state()["pid"].as_i64().unwrap()).unwrap()
+    }
+
+    /// Waits for the end of the process that stood for the container: its exit code, or 128 + signal.
+    #[track_caller]
+    pub fn exit_code(&self, pid: i32) -> i32 {
+        let deadline = Instant::now() + patience(LIMIT_S);
+        loop {
+            match leftovers::exit_code(pid) {
+                Some(code) => return code,
+                None if Instant::now() > deadline => panic!("{pid} does not end: {}", self.state()),
+                None => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
     }
 
     /// The record, as it is now.

@@ -10,6 +10,7 @@ mod running;
 
 pub use bundle::{Bundle, host, without};
 pub use ended::Ended;
+pub use leftovers::Processes;
 pub use lifecycle::Container;
 pub use place::{Place, guest_file, patience, place, rt_binary, skipped};
 pub use pty::Pty;

@@ -57,7 +57,7 @@ impl Call {
             id: Some(bundle.id.clone()),
             key: bundle.id.clone(),
             dir: bundle.dir().into(),
-            root: Some(bundle.path("run")),
+            root: Some(bundle.state_root()),
             bundle: Some(bundle.dir().into()),
             global: Vec::new(),
             verb: Vec::new(),

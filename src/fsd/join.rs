@@ -1,0 +1,31 @@
+//! A running server's share grows and shrinks, as containers join and leave a sandbox. The server takes no part in it: what is
+//! mounted in its namespace it serves, and the guest finds it by name.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use super::launch::step;
+use super::{Entry, Error};
+use crate::jail::{self, Bind};
+use crate::sys::pidfd::ProcessId;
+
+/// Adds entries to the share of the server `process`; all or none.
+///
+/// # Errors
+/// [`Error::Gone`] when the server has ended; [`Error::Jail`].
+pub fn attach(process: ProcessId, entries: &[Entry]) -> Result<(), Error> {
+    let binds: Vec<Bind> = entries.iter().cloned().map(Bind::from).collect();
+    Ok(jail::extend(open(process)?.as_fd(), &binds)?)
+}
+
+/// Takes entries away, whether all of them are there or not. What the guest has open stays so until it closes it.
+///
+/// # Errors
+/// [`Error::Gone`] when the server has ended, and everything with it; [`Error::Jail`].
+pub fn detach(process: ProcessId, names: &[PathBuf]) -> Result<(), Error> {
+    Ok(jail::withdraw(open(process)?.as_fd(), names)?)
+}
+
+fn open(process: ProcessId) -> Result<OwnedFd, Error> {
+    process.open().map_err(step("open the file server's process"))?.ok_or(Error::Gone)
+}
