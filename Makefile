@@ -4,6 +4,10 @@
 # make kernel   the tuned guest kernel (about 14 minutes of processor time, once a machine)
 # make test-callers    conmon, podman, containerd and docker, with rt as their runtime
 # make conformance     runc's own test suite, with rt and with runc; MODE=passes: what is known to pass, with rt
+# make dist     one file, target/dist/rt, with kernel and initramfs inside, for any x86-64 Linux
+# make install  to PREFIX (/usr/local), below DESTDIR if set; make uninstall takes it away again
+# make deb      the same as a Debian package, in target/deb
+# make man      man pages and completions anew, from the definition of the command line
 # make bench    what a start costs and where the time goes, with runc and crun beside it, here and in the KVM machine
 # make clean    removes target; what was made once a machine stays in ~/.cache/rt
 #
@@ -12,8 +16,10 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: run test build rt agent guest kernel quick-guest tuned-guest bundle lint unit-test integration integration-test test-callers conformance bench clean
+.PHONY: run test build rt agent guest kernel quick-guest tuned-guest bundle lint unit-test integration integration-test test-callers conformance dist install uninstall deb man bench clean
 .NOTPARALLEL:
+
+PREFIX ?= /usr/local
 
 triple := x86_64-unknown-linux-gnu
 # CARGO_TARGET_DIR is cargo's; what rt's users and tests look for is always in target/release.
@@ -23,6 +29,8 @@ guest := $(release)/guest
 cache := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rt
 
 build_packages := gcc libc6-dev libseccomp-dev libcap-ng-dev
+deb_packages := dpkg binutils xz-utils
+dist_packages := binutils zstd
 guest_packages := binutils xz-utils zstd cpio
 run_packages := qemu-system-x86 busybox-static
 kernel_packages := gcc libc6-dev make flex bison bc perl libelf-dev libssl-dev binutils xz-utils cpio
@@ -112,6 +120,27 @@ conformance: rt guest
 bench: integration
 	$(call need,$(bench_packages))
 	@tests/integration/all.sh bench
+
+# What lies in target/release/guest is packed, and the tuned kernel made if it is not there.
+dist: rt tuned-guest
+	$(call need,$(dist_packages))
+	@mkdir -p target/dist
+	packaging/dist.sh $(release)/rt $(guest)/tuned target/dist/rt
+	@ls -l target/dist/rt
+
+install:
+	packaging/install.sh '$(DESTDIR)' '$(PREFIX)'
+
+uninstall:
+	packaging/install.sh --remove '$(DESTDIR)' '$(PREFIX)'
+
+deb: build
+	$(call need,$(deb_packages))
+	packaging/deb.sh target/deb
+
+man:
+	$(call need,$(build_packages))
+	RT_PAGES=write cargo test --locked --lib cmd::pages
 
 clean:
 	rm -rf target

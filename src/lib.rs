@@ -1,7 +1,7 @@
 //! rt: an OCI runtime that runs every container in its own lightweight virtual machine.
 //!
 //! The rooms depend on each other downwards only:
-//! `cmd -> container -> sandbox -> {share, agent, hypervisor, fsd} -> {devices, jail} -> sys`;
+//! `cmd, shim -> container -> sandbox -> {share, agent, hypervisor, fsd} -> {devices, jail} -> sys`;
 //! `bundle` and `config` are data that everyone may read. docs/decisions says why.
 
 pub mod agent;
@@ -18,4 +18,5 @@ pub mod jail;
 pub mod log;
 pub mod sandbox;
 pub mod share;
+pub mod shim;
 pub mod sys;

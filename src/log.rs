@@ -110,6 +110,10 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
+        // Of a library's words (which come through the `log` crate) only those that something is wrong are a user's.
+        if event.metadata().target() == "log" && *event.metadata().level() > Level::WARN {
+            return Ok(());
+        }
         let mut fields = Fields::default();
         event.record(&mut fields);
         let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();

@@ -1,3 +1,6 @@
 fn main() -> std::process::ExitCode {
-    rt::cmd::main()
+    match rt::shim::is_called() {
+        true => rt::shim::main(),
+        false => rt::cmd::main(),
+    }
 }

@@ -10,12 +10,12 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-pub use rt_proto::messages::ProcessInfo;
 use rt_proto::messages::{
     ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, HelloRequest, ProcessRequest,
-    ReleaseShareRequest, ResizeTerminalRequest, SignalProcessRequest, UpdateContainerRequest,
+    ReadLogRequest, ReleaseShareRequest, ResizeTerminalRequest, SignalProcessRequest, UpdateContainerRequest,
     WatchOomRequest,
 };
+pub use rt_proto::messages::{LogRecord, ProcessInfo};
 use rt_proto::service::AgentClient;
 use rt_proto::{AGENT_PORT, Beacon, PROTOCOL_VERSION, STREAM_PORT};
 
@@ -345,6 +345,19 @@ impl Agent {
         let names = names.iter().map(|name| name.to_string_lossy().into_owned()).collect();
         let request = ReleaseShareRequest { names, ..Default::default() };
         self.call("ReleaseShare", |context| self.client.release_share(context, &request)).map(drop)
+    }
+
+    /// Records of the guest's log, the kernel's and the agent's own, from this sequence number on; their text is printable.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn read_log(&self, from: u64) -> Result<Vec<LogRecord>, Error> {
+        let request = ReadLogRequest { from, ..Default::default() };
+        let mut records = self.call("ReadLog", |context| self.client.read_log(context, &request))?.records;
+        for record in &mut records {
+            record.text = printable(&record.text, 4096);
+        }
+        Ok(records)
     }
 
     /// Writes dirty data of the share back, so that the VM may be killed.

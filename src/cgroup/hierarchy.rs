@@ -36,6 +36,11 @@ impl Hierarchy {
         self.is_unified() || self.controllers.iter().any(|own| own == controller)
     }
 
+    /// Whether a group of this path is one of this hierarchy's.
+    pub fn holds(&self, group: &Path) -> bool {
+        group.starts_with(&self.mount)
+    }
+
     /// The group that this process is in.
     pub fn own(&self) -> PathBuf {
         self.below(&self.place)

@@ -46,11 +46,16 @@ impl Limits<'_> {
             limits.push(Limit { controller, file, value, is_advice });
         };
         if let Some(memory) = self.memory() {
-            add("memory", "memory.limit_in_bytes", memory.to_string(), false);
+            add(
+                "memory",
+                "memory.limit_in_bytes",
+                memory.map_or("-1".into(), |bytes| bytes.to_string()),
+                false,
+            );
         }
         if let Some((quota, period)) = self.quota() {
             add("cpu", "cpu.cfs_period_us", period.to_string(), false);
-            add("cpu", "cpu.cfs_quota_us", quota.to_string(), false);
+            add("cpu", "cpu.cfs_quota_us", quota.map_or("-1".into(), |quota| quota.to_string()), false);
         }
         if let Some(shares) = self.shares() {
             add("cpu", "cpu.shares", shares.to_string(), true);
@@ -68,10 +73,10 @@ impl Limits<'_> {
             limits.push(Limit { controller, file, value, is_advice });
         };
         if let Some(memory) = self.memory() {
-            add("memory", "memory.max", memory.to_string(), false);
+            add("memory", "memory.max", or_max(memory), false);
         }
         if let Some((quota, period)) = self.quota() {
-            add("cpu", "cpu.max", format!("{quota} {period}"), false);
+            add("cpu", "cpu.max", format!("{} {period}", or_max(quota)), false);
         }
         if let Some(shares) = self.shares() {
             // 2 … 262144 to 1 … 10000, as runc and systemd do.
@@ -96,9 +101,10 @@ impl Limits<'_> {
             limits.push(Limit { controller, file, value, is_advice: false });
         };
         if let Some(pids) = self.resources.and_then(|all| all.pids().as_ref()).map(|pids| pids.limit())
-            && let Ok(pids @ 1..) = u64::try_from(pids)
+            && pids != 0
         {
-            add("pids", "pids.max", pids.saturating_add(self.overhead.tasks.into()).to_string());
+            let pids = u64::try_from(pids).ok().map(|pids| pids.saturating_add(self.overhead.tasks.into()));
+            add("pids", "pids.max", or_max(pids));
         }
         if let Some(cpu) = self.resources.and_then(|all| all.cpu().as_ref()) {
             for (file, list) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
@@ -110,21 +116,22 @@ impl Limits<'_> {
         limits
     }
 
-    /// Bytes. The machine's whole memory may be touched: its kernel caches what the container reads.
-    fn memory(&self) -> Option<u64> {
-        let limit = self.resources?.memory().as_ref()?.limit()?;
-        let limit = u64::try_from(limit).ok().filter(|limit| *limit > 0)?;
+    /// Bytes, `Some(None)` for expressly no limit. The machine's whole memory may be touched: its kernel caches what the
+    /// container reads.
+    fn memory(&self) -> Option<Option<u64>> {
+        let limit = self.resources?.memory().as_ref()?.limit().filter(|limit| *limit != 0)?;
         let machine = u64::from(self.overhead.machine_mib) * MIB;
-        Some(limit.max(machine).saturating_add(u64::from(self.overhead.memory_mib) * MIB))
+        let overhead = u64::from(self.overhead.memory_mib) * MIB;
+        Some(u64::try_from(limit).ok().map(|limit| limit.max(machine).saturating_add(overhead)))
     }
 
-    /// Quota and period in microseconds.
-    fn quota(&self) -> Option<(u64, u64)> {
+    /// Quota, likewise, and period in microseconds.
+    fn quota(&self) -> Option<(Option<u64>, u64)> {
         let cpu = self.resources?.cpu().as_ref()?;
-        let quota = u64::try_from(cpu.quota()?).ok().filter(|quota| *quota > 0)?;
+        let quota = cpu.quota().filter(|quota| *quota != 0)?;
         let period = cpu.period().filter(|period| *period > 0).unwrap_or(100_000);
         let overhead = period.saturating_mul(self.overhead.cpu_percent.into()) / 100;
-        Some((quota.saturating_add(overhead), period))
+        Some((u64::try_from(quota).ok().map(|quota| quota.saturating_add(overhead)), period))
     }
 
     fn shares(&self) -> Option<u64> {
@@ -134,6 +141,10 @@ impl Limits<'_> {
     fn io_weight(&self) -> Option<u16> {
         self.resources?.block_io().as_ref()?.weight().filter(|weight| *weight > 0)
     }
+}
+
+fn or_max(value: Option<u64>) -> String {
+    value.map_or("max".into(), |value| value.to_string())
 }
 
 #[cfg(test)]
@@ -155,9 +166,18 @@ mod tests {
     #[test]
     fn without_limits_nothing_is_written() {
         assert_eq!(written(json!({})), (vec![], vec![]));
-        let none = json!({"memory": {"limit": -1}, "pids": {"limit": -1}, "cpu": {"quota": -1, "shares": 0, "cpus": ""},
+        let none = json!({"memory": {"limit": 0}, "pids": {"limit": 0}, "cpu": {"quota": 0, "shares": 0, "cpus": ""},
             "blockIO": {"weight": 0}});
         assert_eq!(written(none), (vec![], vec![]));
+        // An earlier one is lifted.
+        let lifted =
+            json!({"memory": {"limit": -1}, "pids": {"limit": -1}, "cpu": {"quota": -1, "period": 50_000}});
+        let (legacy, unified) = written(lifted);
+        let legacy: Vec<_> = legacy.iter().map(String::as_str).collect();
+        let files =
+            ["pids.max max", "memory.limit_in_bytes -1", "cpu.cfs_period_us 50000", "cpu.cfs_quota_us -1"];
+        assert_eq!(legacy, files);
+        assert_eq!(unified, ["pids.max max", "memory.max max", "cpu.max max 50000"]);
     }
 
     #[test]

@@ -32,6 +32,13 @@ pub enum Error {
     /// Wording as runc's.
     #[error("container's cgroup unexpectedly frozen: {0}; thaw it, or name another one in linux.cgroupsPath")]
     Frozen(PathBuf),
+    #[error("cannot set the limit {file} to {value}")]
+    Limit {
+        file: PathBuf,
+        value: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot {what} {path}")]
     System {
         what: &'static str,
@@ -45,7 +52,7 @@ impl Error {
     /// Whether the host forbids it, rather than something being wrong.
     pub fn is_denied(&self) -> bool {
         use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
-        matches!(self, Self::System { source, .. } if [PermissionDenied, ReadOnlyFilesystem].contains(&source.kind()))
+        matches!(self, Self::System { source, .. } | Self::Limit { source, .. } if [PermissionDenied, ReadOnlyFilesystem].contains(&source.kind()))
     }
 }
 
@@ -124,26 +131,59 @@ impl Plan {
     }
 }
 
+/// Writes limits into groups that exist; what they say of no limit is written, too. After an error some are as they were.
+///
+/// # Errors
+/// [`Error::System`], [`Error::Host`]
+pub fn change(paths: &[PathBuf], limits: &Limits) -> Result<(), Error> {
+    let hierarchies = Hierarchy::all().map_err(Error::Host)?;
+    for path in paths {
+        if let Some(hierarchy) = hierarchies.iter().find(|hierarchy| hierarchy.holds(path)) {
+            set(hierarchy, path, limits)?;
+        }
+    }
+    Ok(())
+}
+
+/// Moves this process into groups that exist; one that is gone is passed over, as its container ends.
+///
+/// # Errors
+/// [`Error::System`]
+pub fn join(paths: &[PathBuf]) -> Result<(), Error> {
+    for path in paths {
+        match move_to(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other.map_err(failed("enter the cgroup", path))?,
+        }
+    }
+    Ok(())
+}
+
+fn set(hierarchy: &Hierarchy, path: &Path, limits: &Limits) -> Result<(), Error> {
+    let files = match hierarchy.is_unified() {
+        true => limits.unified(),
+        false => limits.legacy(),
+    };
+    for limit in files.iter().filter(|limit| hierarchy.has(limit.controller)) {
+        let file = path.join(limit.file);
+        match fs::write(&file, &limit.value) {
+            // A kernel without this file, or a controller that is not delegated down to here.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                tracing::warn!("{} is missing: the limit holds in the guest only", file.display());
+            }
+            Err(error) if limit.is_advice => {
+                tracing::warn!("cannot write {:?} to {}: {error}", limit.value, file.display());
+            }
+            other => other.map_err(|source| Error::Limit { file, value: limit.value.clone(), source })?,
+        }
+    }
+    Ok(())
+}
+
 impl Group {
     fn enter(&self, limits: &Limits, member: &mut Member) -> Result<(), Error> {
         self.hierarchy.make(&self.path).map_err(failed("make the cgroup", &self.path))?;
-        let files = match self.hierarchy.is_unified() {
-            true => limits.unified(),
-            false => limits.legacy(),
-        };
-        for limit in files.iter().filter(|limit| self.hierarchy.has(limit.controller)) {
-            let file = self.path.join(limit.file);
-            match fs::write(&file, &limit.value) {
-                // A kernel without this file, or a controller that is not delegated down to here.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    tracing::warn!("{} is missing: the limit holds in the guest only", file.display());
-                }
-                Err(error) if limit.is_advice => {
-                    tracing::warn!("cannot write {:?} to {}: {error}", limit.value, file.display());
-                }
-                other => other.map_err(failed("set the limit", &file))?,
-            }
-        }
+        set(&self.hierarchy, &self.path, limits)?;
         move_to(&self.path).map_err(failed("enter the cgroup", &self.path))?;
         member.home.push(self.hierarchy.own());
         Ok(())

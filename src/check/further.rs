@@ -117,9 +117,9 @@ fn guest(live: &Live) -> Finding {
             ];
             match &guest.mismatch {
                 None => Finding::new(Level::Info, "guest found", &fields),
-                Some(reason) => {
+                Some((level, reason)) => {
                     let fields = [&fields[..], &[("reason", reason)]].concat();
-                    Finding::new(Level::Error, "guest kernel and initramfs do not match", &fields)
+                    Finding::new(*level, "guest kernel and initramfs do not match", &fields)
                 }
             }
         }

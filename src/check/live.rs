@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use super::Level;
 use crate::config::{Config, Error, Guest, GuestKind};
 use crate::hypervisor::kvm::{self, Step};
 use crate::hypervisor::{Kind, qemu, select};
@@ -44,8 +45,8 @@ pub struct GuestFacts {
     pub initramfs: String,
     /// The kernel's, as it is written in it; empty when it is not.
     pub release: String,
-    /// Why they do not go together.
-    pub mismatch: Option<String>,
+    /// Why they do not go together, or may not.
+    pub mismatch: Option<(Level, String)>,
 }
 
 /// What `auto` takes.
@@ -119,11 +120,14 @@ fn guest_facts(config: &Config) -> Result<GuestFacts, String> {
     let release = word_after(&guest.kernel, b"Linux version ").map_err(|error| told(&guest.kernel, error))?;
     let modules =
         word_after(&guest.initramfs, b"\0vermagic=").map_err(|error| told(&guest.initramfs, error))?;
-    let mismatch = mismatch(release.as_deref(), modules.as_deref());
+    let loads =
+        word_after(&guest.kernel, b": version magic ").map_err(|error| told(&guest.kernel, error))?.is_some();
+    let mismatch = mismatch(release.as_deref(), loads, modules.as_deref());
     Ok(GuestFacts {
         kind: match guest.kind {
             GuestKind::Tuned => "tuned",
             GuestKind::Quick => "quick",
+            GuestKind::Packed => "packed",
             GuestKind::Configured => "configured",
         },
         kernel: guest.kernel.display().to_string(),
@@ -133,12 +137,19 @@ fn guest_facts(config: &Config) -> Result<GuestFacts, String> {
     })
 }
 
-/// The kernel takes modules that were built for its release only; one that has all built in comes without.
-fn mismatch(release: Option<&str>, modules: Option<&str>) -> Option<String> {
+/// A kernel takes modules that were built for its release only; one that loads none has all built in.
+fn mismatch(release: Option<&str>, loads: bool, modules: Option<&str>) -> Option<(Level, String)> {
     match (release, modules) {
-        (None, _) => Some("the kernel does not say which Linux it is".into()),
-        (Some(release), Some(modules)) if release != modules => Some(format!(
-            "the kernel is {release}, the initramfs has modules for {modules}; build both together"
+        (None, _) => Some((Level::Error, "the kernel does not say which Linux it is".into())),
+        (Some(release), Some(modules)) if release != modules => Some((
+            Level::Error,
+            format!("the kernel is {release}, the initramfs has modules for {modules}; build both together"),
+        )),
+        (Some(release), None) if loads => Some((
+            Level::Warning,
+            format!(
+                "the kernel {release} loads modules, the initramfs has none: the guest has what is built in only"
+            ),
         )),
         _ => None,
     }
@@ -193,9 +204,11 @@ mod tests {
 
     #[test]
     fn modules_have_to_be_the_kernels_own() {
-        assert_eq!(mismatch(Some("6.12.1"), None), None);
-        assert_eq!(mismatch(Some("6.12.1"), Some("6.12.1")), None);
-        assert!(mismatch(Some("6.12.1"), Some("6.12.2")).unwrap().contains("6.12.2"));
-        assert!(mismatch(None, None).is_some());
+        let level = |release, loads, modules| mismatch(release, loads, modules).map(|(level, _)| level);
+        assert_eq!(level(Some("6.12.1"), false, None), None);
+        assert_eq!(level(Some("6.12.1"), true, Some("6.12.1")), None);
+        assert_eq!(level(Some("6.12.1"), true, None), Some(Level::Warning));
+        assert_eq!(level(Some("6.12.1"), true, Some("6.12.2")), Some(Level::Error));
+        assert_eq!(level(None, false, None), Some(Level::Error));
     }
 }

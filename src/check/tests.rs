@@ -295,7 +295,7 @@ fn what_rt_itself_lacks_is_told() {
         assert!(told.contains(message), "{message} is not in {told}");
     }
     let mut unmatched = live();
-    unmatched.guest.as_mut().unwrap().mismatch = Some("other modules".into());
+    unmatched.guest.as_mut().unwrap().mismatch = Some((Level::Error, "other modules".into()));
     assert!(!self::report(INTEL, "x86_64", &unmatched).capable);
 }
 

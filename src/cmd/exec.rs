@@ -113,6 +113,7 @@ impl Arguments {
             console_socket: self.console_socket.as_deref().map(std::path::absolute).transpose()?,
             cgroup: self.cgroup.clone(),
             ignore_paused: self.ignore_paused,
+            detached: self.detach,
         })
     }
 
@@ -149,7 +150,12 @@ impl Arguments {
             let bounding = extend(capabilities.bounding());
             let effective = extend(capabilities.effective());
             let permitted = extend(capabilities.permitted());
+            // As runc: without an inheritable set none of the flags' can be ambient.
+            let ambient = capabilities.inheritable().as_ref().map(|_| extend(capabilities.ambient()));
             capabilities.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
+            if let Some(ambient) = ambient {
+                capabilities.set_ambient(ambient);
+            }
             process.set_capabilities(Some(capabilities));
         }
         Ok(process)

@@ -16,7 +16,7 @@ pub struct Check {
     #[arg(short, long, value_enum, default_value = "log")]
     format: Format,
     /// Log what is fine beyond Kata's own checks, too
-    #[arg(long)]
+    #[arg(short, long)]
     verbose: bool,
     /// Take warnings for errors
     #[arg(short, long)]

@@ -8,9 +8,14 @@ mod doctor;
 mod events;
 mod exec;
 mod features;
+mod gc;
 mod kata_check;
 mod kill;
 mod list;
+mod logs;
+mod metrics;
+#[cfg(test)]
+mod pages;
 mod pause;
 mod ps;
 mod resume;
@@ -18,6 +23,8 @@ mod run;
 mod spec;
 mod start;
 mod state;
+mod stats;
+mod trace;
 mod update;
 mod usage;
 
@@ -117,12 +124,15 @@ enum Verb {
     Events(events::Arguments),
     Exec(Box<exec::Arguments>),
     Features(features::Arguments),
+    Gc(gc::Arguments),
     #[command(alias = "check")]
     KataCheck(kata_check::Check),
     #[command(alias = "env")]
     KataEnv(kata_check::Environ),
     Kill(kill::Arguments),
     List(list::Arguments),
+    Logs(logs::Arguments),
+    Metrics(metrics::Arguments),
     Pause(pause::Arguments),
     Ps(ps::Arguments),
     Restore(checkpoint::Restore),
@@ -131,6 +141,8 @@ enum Verb {
     Spec(spec::Arguments),
     Start(start::Arguments),
     State(state::Arguments),
+    Stats(stats::Arguments),
+    Trace(trace::Arguments),
     Update(Box<update::Arguments>),
 }
 
@@ -164,6 +176,11 @@ impl Verb {
             Self::Run(arguments) => arguments.run(global, &config?, timeline),
             Self::Start(arguments) => arguments.run(global, &config?),
             Self::Update(arguments) => arguments.run(global, &config?),
+            Self::Gc(arguments) => arguments.run(global, &config?),
+            Self::Logs(arguments) => arguments.run(global, &config?),
+            Self::Metrics(arguments) => arguments.run(global, &config?),
+            Self::Stats(arguments) => arguments.run(global, &config?),
+            Self::Trace(arguments) => global.knows_root(config).and_then(|()| arguments.run(global)),
         }
     }
 

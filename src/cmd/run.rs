@@ -23,7 +23,8 @@ pub struct Arguments {
     /// Accepted for runc's sake: rt reaps only what it starts
     #[arg(long)]
     no_subreaper: bool,
-    /// Write the timeline of the start and end to this file, as JSON
+    /// Write the timeline of start and end to this file: a picture if its name ends in .svg or .html, else
+    /// JSON for chrome://tracing and ui.perfetto.dev
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     /// The container's ID [default: a new one]

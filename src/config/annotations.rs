@@ -10,6 +10,7 @@ use toml::Value;
 
 use super::layers::Layers;
 use super::{Config, Error, settings};
+use crate::sys::text::printable;
 
 /// What Kata's own annotations begin with.
 pub const PREFIX: &str = "io.katacontainers.config";
@@ -177,7 +178,7 @@ impl Config {
 
     /// The setting that an annotation means, if it may.
     fn setting(&self, name: &str) -> Result<Option<(&'static str, Conversion)>, Error> {
-        let refuse = |mend: String| Err(Error::Annotation { name: name.into(), mend });
+        let refuse = |mend: String| Err(Error::Annotation { name: printable(name, 200), mend });
         let Some(known) = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix('.')) else {
             return refuse(": rt takes its configuration from the host's operator".into());
         };
@@ -198,7 +199,8 @@ impl Config {
                 Ok(None)
             }
             None => {
-                tracing::warn!("the annotation {name:?} has no effect: rt does not know it");
+                let name = printable(name, 200);
+                tracing::warn!("the annotation {name} has no effect: rt does not know it");
                 Ok(None)
             }
         }

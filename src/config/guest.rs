@@ -1,14 +1,18 @@
 //! Finds the guest: a kernel and the initramfs that goes with it.
 //!
-//! Either both are configured, or they lie as `tuned/{vmlinux,initramfs.cpio}` or `quick/…` in a `guest` folder beside
-//! the binary (a source tree's `target/release/guest`) or in `../lib/rt/guest` of it (an installation). Tuned is
-//! preferred to quick.
+//! Either both are configured, or they are inside the binary itself (`make dist`), or they lie as
+//! `tuned/{vmlinux,initramfs.cpio}` or `quick/…` in a `guest` folder beside the binary (a source tree's
+//! `target/release/guest`) or in `../lib/rt/guest` of it (an installation). Tuned is preferred to quick.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::{Config, Error};
+use super::packed::Packed;
+use super::{Config, Error, cache};
+
+const KERNEL: &str = "vmlinux";
+const INITRAMFS: &str = "initramfs.cpio";
 
 /// The two kinds of kernel that rt ships.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +23,8 @@ pub enum GuestKind {
     Quick,
     /// What the operator configured.
     Configured,
+    /// Unpacked from rt's own file.
+    Packed,
 }
 
 /// A kernel and its initramfs.
@@ -33,7 +39,7 @@ impl Guest {
     /// The configured guest, or the first that is found.
     ///
     /// # Errors
-    /// [`Error::NoGuest`] with the places that were looked at; [`Error::GuestFile`] for a configured file that cannot be one.
+    /// [`Error::NoGuest`] with the places that were looked at; [`Error::GuestFile`] for a configured file that cannot be one; [`Error::Packed`].
     pub fn find(config: &Config) -> Result<Self, Error> {
         match (&config.hypervisor.kernel, &config.hypervisor.initramfs) {
             (Some(kernel), Some(initramfs)) => {
@@ -42,8 +48,38 @@ impl Guest {
                 Ok(Self { kind: GuestKind::Configured, kernel: kernel.clone(), initramfs: initramfs.clone() })
             }
             // The configuration's own check does not let one of them alone pass.
-            _ => Self::find_beside(&std::env::current_exe().unwrap_or_default()),
+            _ => {
+                let binary = std::env::current_exe().unwrap_or_default();
+                Self::find_inside(&binary)?.map_or_else(|| Self::find_beside(&binary), Ok)
+            }
         }
+    }
+
+    /// Guests that other versions of this one-file rt unpacked; none where rt has no guest inside.
+    ///
+    /// # Errors
+    /// [`Error::Packed`]
+    pub fn stale() -> Result<Vec<PathBuf>, Error> {
+        let binary = std::env::current_exe().unwrap_or_default();
+        match packed(&binary)? {
+            Some(packed) => Ok(cache::stale(&packed, &cache::directory()?)?),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Removes one of those.
+    ///
+    /// # Errors
+    /// [`Error::Packed`]
+    pub fn remove_stale(path: &Path) -> Result<(), Error> {
+        Ok(cache::remove_stale(path)?)
+    }
+
+    /// The guest inside the running binary, unpacked.
+    fn find_inside(binary: &Path) -> Result<Option<Self>, cache::Error> {
+        let Some(packed) = packed(binary)? else { return Ok(None) };
+        let path = cache::unpacked(&packed, &cache::directory()?, binary)?;
+        Ok(Some(Self { kind: GuestKind::Packed, kernel: path.join(KERNEL), initramfs: path.join(INITRAMFS) }))
     }
 
     fn find_beside(binary: &Path) -> Result<Self, Error> {
@@ -51,8 +87,8 @@ impl Guest {
         let places = [folder.join("guest"), folder.parent().unwrap_or(folder).join("lib/rt/guest")];
         for place in &places {
             for (kind, name) in [(GuestKind::Tuned, "tuned"), (GuestKind::Quick, "quick")] {
-                let kernel = place.join(name).join("vmlinux");
-                let initramfs = place.join(name).join("initramfs.cpio");
+                let kernel = place.join(name).join(KERNEL);
+                let initramfs = place.join(name).join(INITRAMFS);
                 if kernel.exists() && initramfs.exists() {
                     return Ok(Self { kind, kernel, initramfs });
                 }
@@ -84,6 +120,17 @@ fn check(config: &Config, key: &str, what: &'static str, path: &Path) -> Result<
     };
     let mend = "correct the path, or leave hypervisor.kernel and hypervisor.initramfs out to have rt's own";
     Err(Error::GuestFile { origin: config.origin(key), what, path: path.into(), reason, mend })
+}
+
+fn packed(binary: &Path) -> Result<Option<Packed>, cache::Error> {
+    // Not by its path, where another version may lie by now.
+    File::open("/proc/self/exe").and_then(Packed::find).map_err(|error| {
+        let path = binary.to_owned();
+        match error.kind() {
+            io::ErrorKind::InvalidData => cache::Error::Damaged { binary: path, reason: error.to_string() },
+            _ => cache::Error::System { what: "read", path, source: error },
+        }
+    })
 }
 
 #[cfg(test)]

@@ -9,6 +9,10 @@ use toml::{Table, Value};
 
 use super::settings::{self, Setting};
 use super::{Config, Error};
+use crate::sys::text::printable;
+
+/// Of a wrong key or value, what a message shows.
+const MAX_SHOWN: usize = 200;
 
 /// A setting that a flag gives.
 #[derive(Debug, Clone)]
@@ -160,7 +164,7 @@ impl Layers {
     ) -> Result<(), Error> {
         let taken = taken.map_err(|wanted| {
             let (origin, key) = (origin.clone(), setting.key.into());
-            Error::Value { origin, key, value: shown.into(), wanted }
+            Error::Value { origin, key, value: printable(shown, MAX_SHOWN), wanted }
         })?;
         let (section, key) = setting.key.split_once('.').expect("keys have a section");
         let mut put = |section: &str, key: &str, value: Option<Value>| {
@@ -185,11 +189,12 @@ impl Layers {
 }
 
 fn unknown(origin: String, key: &str) -> Error {
-    let hint = match settings::sections().contains(&key) {
-        true => format!("{key} is a section: write [{key}] and its settings below"),
-        false => format!("the nearest is {}", settings::nearest(key)),
+    let hint = match (settings::sections().contains(&key), settings::nearest_section(key)) {
+        (true, _) => format!("{key} is a section: write [{key}] and its settings below"),
+        (false, Some(section)) => format!("the nearest is the section [{section}]"),
+        (false, None) => format!("the nearest is {}", settings::nearest(key)),
     };
-    Error::Unknown { origin, key: key.into(), hint }
+    Error::Unknown { origin, key: printable(key, MAX_SHOWN), hint }
 }
 
 /// Line and column, from 1.
@@ -277,6 +282,8 @@ mod tests {
         );
         assert!(parse("\n\nagent = 3\n").unwrap_err().contains("c.toml:3: "));
         assert!(parse("[origins]\n").is_err());
+        let error = parse("[hypervisr]\nvcpus = 2\n").unwrap_err();
+        assert_eq!(error, "c.toml:1: there is no setting hypervisr; the nearest is the section [hypervisor]");
         // The first in the file, not in the alphabet.
         assert!(parse("[runtime]\nx = 1\n[agent]\nx = 1\n").unwrap_err().starts_with("c.toml:2: "));
     }
@@ -304,6 +311,13 @@ mod tests {
         ] {
             assert_eq!(parse(text).unwrap_err(), message);
         }
+    }
+
+    #[test]
+    fn absurd_values_are_cut_short() {
+        let error = parse(&format!("hypervisor.kernel_parameters = '{}'", "x".repeat(100_000))).unwrap_err();
+        assert!(error.contains("at most 1024 bytes") && error.len() < 500, "{error}");
+        assert!(parse(&format!("{} = 1", "x".repeat(100_000))).unwrap_err().len() < 500);
     }
 
     #[test]

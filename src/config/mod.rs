@@ -7,9 +7,11 @@
 //! and a contradiction are errors that say where.
 
 mod annotations;
+mod cache;
 mod guest;
 mod import;
 mod layers;
+mod packed;
 mod reference;
 mod settings;
 
@@ -208,6 +210,8 @@ pub enum Error {
     NoGuest(Vec<PathBuf>),
     #[error("{origin}: cannot use the {what} {path}: {reason}; {mend}")]
     GuestFile { origin: String, what: &'static str, path: PathBuf, reason: String, mend: &'static str },
+    #[error(transparent)]
+    Packed(#[from] cache::Error),
     #[error("settings do not fit together: {0}")]
     Shape(String),
 }
@@ -228,12 +232,20 @@ impl Config {
     /// [`Error`], with the place of what is wrong.
     pub fn load(flags: &[Flag]) -> Result<Self, Error> {
         let named = std::env::var_os("RT_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+        Self::load_from(named.as_deref(), flags)
+    }
+
+    /// The same with this file in place of the usual one, where there is one.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_from(named: Option<&Path>, flags: &[Flag]) -> Result<Self, Error> {
         let mut layers = layers::Layers::new()?;
-        match &named {
+        match named {
             Some(path) => layers.file(path)?,
             None => layers.file_if_any(Path::new(DEFAULT_PATH))?,
         }
-        layers.drop_ins(named.as_deref().unwrap_or(Path::new(DEFAULT_PATH)))?;
+        layers.drop_ins(named.unwrap_or(Path::new(DEFAULT_PATH)))?;
         layers.environment(std::env::vars_os())?;
         layers.flags(flags)?;
         layers.finish()

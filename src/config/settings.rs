@@ -26,6 +26,9 @@ pub enum Form {
     Names,
 }
 
+/// Of what the guest's kernel is told, an operator's share: it takes 2047 bytes in all.
+const MAX_TEXT: usize = 1024;
+
 /// All settings, section by section.
 pub const SETTINGS: &[Setting] = &[
     Setting {
@@ -119,8 +122,7 @@ pub const SETTINGS: &[Setting] = &[
         key: "agent.log_level",
         form: Form::Word(&["warning", "debug"]),
         open: None,
-        text: "What the agent writes to the guest's console. To see the records of the level debug, set `hypervisor.console` \
-               too.",
+        text: "What the agent writes to the guest's console; `debug` shows the whole of it, as `hypervisor.console` does.",
     },
     Setting {
         key: "share.cache",
@@ -192,6 +194,14 @@ pub fn sections() -> Vec<&'static str> {
     sections
 }
 
+/// For a section that is none: the one that was probably meant.
+pub fn nearest_section(name: &str) -> Option<&'static str> {
+    const ALIKE: f64 = 0.85;
+    let likeness = |section: &&str| strsim::jaro_winkler(name, section);
+    let best = sections().into_iter().max_by(|one, other| likeness(one).total_cmp(&likeness(other)))?;
+    (!name.contains('.') && likeness(&best) > ALIKE).then_some(best)
+}
+
 /// For a key that is none: the one that was probably meant.
 pub fn nearest(key: &str) -> &'static str {
     let leaf = |key: &'static str| key.split_once('.').map_or(key, |(_, leaf)| leaf);
@@ -224,7 +234,7 @@ impl Setting {
         match self.form {
             Form::Flag => "true or false".into(),
             Form::Number(least, most) => format!("a whole number from {least} to {most}"),
-            Form::Text => "a string without control characters".into(),
+            Form::Text => format!("a string of at most {MAX_TEXT} bytes without control characters"),
             Form::Path => "an absolute path".into(),
             Form::Word(words) => {
                 let quoted: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
@@ -245,7 +255,7 @@ impl Setting {
         let fits = match (self.form, value) {
             (Form::Flag, Value::Boolean(_)) => true,
             (Form::Number(least, most), Value::Integer(number)) => (least..=most).contains(number),
-            (Form::Text, Value::String(text)) => !text.contains(char::is_control),
+            (Form::Text, Value::String(text)) => text.len() <= MAX_TEXT && !text.contains(char::is_control),
             (Form::Path, Value::String(path)) => path.starts_with('/') && !path.contains('\0'),
             (Form::Word(words), Value::String(word)) => words.contains(&word.as_str()),
             (Form::Names, Value::Array(names)) => names.iter().all(Value::is_str),

@@ -13,8 +13,9 @@ use super::console::Console;
 use super::record::{Status, Store};
 use super::signals::Signals;
 use super::stdio::{Pumps, Stdio, Streams};
-use super::{Error, system, wait};
-use crate::agent::Agent;
+use super::{Error, KILLED, system, wait};
+use crate::agent::{self, Agent};
+use crate::cgroup;
 use crate::config::Config;
 use crate::sys::random;
 
@@ -31,6 +32,8 @@ pub struct ExecRequest {
     /// A cgroup below the container's.
     pub cgroup: String,
     pub ignore_paused: bool,
+    /// This process stands for the other one only, and so counts as the container's on the host, too.
+    pub detached: bool,
 }
 
 /// A process that was executed in a container.
@@ -59,7 +62,15 @@ impl Exec {
             _ => {}
         }
         let vm = record.vm.as_ref().ok_or(Error::ExecStopped)?;
-        let agent = Agent::connect(&vm.vsock, Duration::from_millis(config.agent.timeout_ms))?;
+        if request.detached {
+            cgroup::join(&record.cgroups)?;
+        }
+        let timeout = match record.status() {
+            // It is frozen at its first instruction, until the container is resumed.
+            Status::Paused => Duration::MAX,
+            _ => Duration::from_millis(config.agent.timeout_ms),
+        };
+        let agent = Agent::connect(&vm.vsock, timeout)?;
         let terminal = request.process.terminal().unwrap_or(false);
         let size = request.process.console_size();
         let (console, ends) = streams.open(terminal, request.console_socket.as_deref(), size)?;
@@ -94,10 +105,17 @@ impl Exec {
     /// # Errors
     /// [`Error`]
     pub fn wait(self) -> Result<u8, Error> {
-        // The sandbox's end closes the connection, which ends the wait.
-        let exit = wait::for_exit(&self.agent, &self.id, &self.exec_id, &[])?;
+        let exit = wait::for_exit(&self.agent, &self.id, &self.exec_id, &[]);
         self.pumps.finish();
-        Ok(exit.code)
+        match exit {
+            Ok(exit) => Ok(exit.code),
+            // The sandbox's end closes the connection.
+            Err(Error::Agent(agent::Error::Transport { call, reason })) => {
+                tracing::info!("the virtual machine ended in {call}: {reason}");
+                Ok(KILLED)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 

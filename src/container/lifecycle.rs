@@ -4,21 +4,24 @@
 //! hold the record's lock from the check to the change. Looking needs neither lock nor agent, and deleting needs
 //! no agent: they work when the VM is dead.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxMemory, LinuxResources};
+use serde_json::Value;
 
 use super::hooks::{self, Moment};
 use super::record::{self, Record, State, Status, Store};
 use super::state::StateView;
 use super::stats::Stats;
 use super::{Error, pod};
-use crate::agent::{Agent, OomWatch, ProcessInfo};
+use crate::agent::{Agent, LogRecord, OomWatch, ProcessInfo};
 use crate::config::Config;
+use crate::hypervisor;
 use crate::sys::pidfd::{self, ProcessId};
 
 /// How long a container that is deleted by force may take to end in order, so that its files are written back.
@@ -239,13 +242,64 @@ fn change(
     Ok(state.write(&record)?)
 }
 
-/// Changes the container's limits in the guest.
+/// Changes the container's limits in the guest, and those of its sandbox on the host with them. A refusal by either
+/// leaves both as they were.
 ///
 /// # Errors
-/// [`Error::NotRunning`] when it has stopped; else what the agent says.
+/// [`Error::NotRunning`] when it has stopped; [`Error::Cgroup`]; else what the agent says.
 pub fn update(store: &Store, config: &Config, id: &str, resources: &LinuxResources) -> Result<(), Error> {
-    let text = serde_json::to_vec(resources).expect("resources have only string keys");
-    Ok(live(store, config, id)?.update_container(id, text)?)
+    let state = store.lock(id)?;
+    let mut record = state.read()?;
+    if matches!(record.status(), Status::Stopped | Status::Creating) {
+        return Err(Error::NotRunning);
+    }
+    let change = serde_json::to_value(resources).expect("resources have only string keys");
+    let wanted = merged(&record.resources, change.clone());
+    let set = |resources: &LinuxResources| {
+        crate::cgroup::change(
+            &record.cgroups,
+            &super::monitor::limits(config, record.machine_mib(), Some(resources)),
+        )
+    };
+    let result = set(&wanted)
+        .map_err(Error::from)
+        .and_then(|()| Ok(agent(&record, config)?.update_container(id, change.to_string().into_bytes())?));
+    if let Err(error) = result {
+        if let Err(left) = set(&record.resources) {
+            tracing::warn!("the host's cgroups keep some of the new limits: {left}");
+        }
+        return Err(error);
+    }
+    let memory = wanted.memory().as_ref().and_then(LinuxMemory::limit).unwrap_or(0);
+    if let Some(size) = record.size
+        && memory >> 20 > i64::from(size.memory_mib)
+    {
+        tracing::warn!(
+            "the memory limit is {} MiB now, but the virtual machine has {} MiB and does not grow",
+            memory >> 20,
+            size.memory_mib
+        );
+    }
+    record.resources = wanted;
+    Ok(state.write(&record)?)
+}
+
+/// What is absent from `change` stays as it is.
+fn merged(resources: &LinuxResources, change: Value) -> LinuxResources {
+    fn merge(into: &mut Value, change: Value) {
+        match (into, change) {
+            (Value::Object(into), Value::Object(change)) => {
+                change
+                    .into_iter()
+                    .for_each(|(key, value)| merge(into.entry(key).or_insert(Value::Null), value));
+            }
+            (_, Value::Null) => {}
+            (into, change) => *into = change,
+        }
+    }
+    let mut all = serde_json::to_value(resources).expect("resources have only string keys");
+    merge(&mut all, change);
+    serde_json::from_value(all).expect("two objects of one type make one of it")
 }
 
 /// The container's processes, as the guest tells them; none of one that has stopped.
@@ -264,7 +318,15 @@ pub fn processes(store: &Store, config: &Config, id: &str) -> Result<Vec<Process
 /// # Errors
 /// [`Error::NotRunning`] when it has stopped; else what the agent says.
 pub fn stats(store: &Store, config: &Config, id: &str) -> Result<Stats, Error> {
-    Ok(Stats::from_cgroup(&live(store, config, id)?.container_stats(id)?))
+    Ok(Stats::from_cgroup(&cgroup_files(store, config, id)?))
+}
+
+/// The files of the container's cgroup v2 by name, as the guest has them.
+///
+/// # Errors
+/// As [`stats`].
+pub fn cgroup_files(store: &Store, config: &Config, id: &str) -> Result<HashMap<String, String>, Error> {
+    Ok(live(store, config, id)?.container_stats(id)?)
 }
 
 /// Waits for news of the guest's out-of-memory killer; `seen` is what was known before.
@@ -273,6 +335,31 @@ pub fn stats(store: &Store, config: &Config, id: &str) -> Result<Stats, Error> {
 /// [`Error::NotRunning`] when it has stopped; else what the agent says.
 pub fn watch_oom(store: &Store, config: &Config, id: &str, seen: u64) -> Result<OomWatch, Error> {
     Ok(live(store, config, id)?.watch_oom(id, seen)?)
+}
+
+/// Records of the guest's log from this sequence number on.
+///
+/// # Errors
+/// [`Error::NotRunning`] when it has stopped; else what the agent says.
+pub fn log(store: &Store, config: &Config, id: &str, from: u64) -> Result<Vec<LogRecord>, Error> {
+    Ok(live(store, config, id)?.read_log(from)?)
+}
+
+/// Whether the container has a guest that could answer.
+///
+/// # Errors
+/// Its record cannot be read.
+pub fn is_live(store: &Store, id: &str) -> Result<bool, Error> {
+    Ok(!matches!(store.read(id)?.status(), Status::Stopped | Status::Creating))
+}
+
+/// What is kept of the guest's console, which outlives the guest.
+///
+/// # Errors
+/// There is no such container, or the console cannot be read.
+pub fn console(store: &Store, id: &str) -> Result<String, Error> {
+    store.read(id)?;
+    hypervisor::console(&store.path(id)).map_err(super::system("read the guest's console"))
 }
 
 fn live(store: &Store, config: &Config, id: &str) -> Result<Agent, Error> {

@@ -7,6 +7,7 @@
 
 mod console;
 mod exec;
+pub mod gc;
 mod hooks;
 mod id;
 mod lifecycle;
@@ -15,9 +16,10 @@ mod pod;
 mod record;
 mod signals;
 mod state;
-mod stats;
+pub(crate) mod stats;
 mod stdio;
 mod task;
+mod usage;
 mod wait;
 
 use std::path::PathBuf;
@@ -27,20 +29,27 @@ use serde::{Deserialize, Serialize};
 pub use console::Console;
 pub use exec::{Exec, ExecRequest, carry as exec};
 pub use id::{InvalidId, generate, validate};
-pub use lifecycle::{delete, kill, list, pause, processes, resume, start, stats, update, watch_oom};
+pub use lifecycle::{
+    cgroup_files, console, delete, is_live, kill, list, log, pause, processes, resume, start, stats, update,
+    watch_oom,
+};
 pub use monitor::Monitor;
 pub use record::{Error as StateError, Record, Status, Store};
 pub use state::StateView;
 pub use stats::Stats;
 pub use stdio::{Ends, Streams};
 pub use task::{MonitorProcess, Task, main as monitor_main, start as start_monitor};
+pub use usage::{Guest as GuestUsage, Host as HostUsage, Usage, usage};
 
 use crate::bundle;
 use crate::cgroup;
 use crate::config::{self, Config};
 use crate::hypervisor;
-use crate::sandbox::{self, Timeline};
+use crate::sandbox::{self, Timeline, TraceForm};
 pub use signals::Signals;
+
+/// The exit code of a process whose container or virtual machine ended under it: it was killed.
+const KILLED: u8 = 128 + libc::SIGKILL as u8;
 
 /// Why a container did not run, or a verb failed. Each message is complete with its source chain; wording that
 /// callers search for is runc's.
@@ -145,7 +154,7 @@ pub struct Request {
     pub start: bool,
     /// The container's state stays when it has ended, until it is deleted.
     pub keep: bool,
-    /// Where to write the timeline as JSON.
+    /// Where to write the timeline, in the form that the file's name says.
     pub trace: Option<PathBuf>,
     /// This process stands for other containers, too: it is a shim.
     pub shared_monitor: bool,
@@ -171,9 +180,10 @@ pub fn carry(
     let code = result?;
     removed?;
     if let Some(trace) = &request.trace {
-        std::fs::write(trace, monitor.timeline.to_json()).map_err(system("write the trace file"))?;
+        let text = monitor.timeline.show(TraceForm::of(trace), &request.id);
+        std::fs::write(trace, text).map_err(system("write the trace file"))?;
     }
-    tracing::debug!(timeline = monitor.timeline.to_json(), "done");
+    tracing::debug!(timeline = ?monitor.timeline.marks(), "done");
     Ok(code)
 }
 

@@ -5,7 +5,10 @@
 //! each. What it acquires is owned by a value whose end releases it.
 
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::time::Duration;
+
+use oci_spec::runtime::LinuxResources;
 
 use super::console::Console;
 use super::hooks::{self, Moment};
@@ -13,8 +16,8 @@ use super::record::{self, Record, Status, Store};
 use super::signals::{Signals, Watch};
 use super::state::StateView;
 use super::stdio::{Pumps, Stdio, Streams};
-use super::{Error, Request, pod, system, validate, wait};
-use crate::agent::{self, Agent};
+use super::{Error, KILLED, Request, pod, system, validate, wait};
+use crate::agent::{self, Agent, OomWatch};
 use crate::bundle::{Bundle, Role, guest_spec};
 use crate::cgroup::{self, Limits, Overhead};
 use crate::config::{Config, Guest};
@@ -27,8 +30,17 @@ use crate::sys::pidfd::ProcessId;
 
 /// Threads of VMM, file server and monitor beyond the container's own limit of processes.
 const TASKS_OVERHEAD: u32 = 512;
-/// The exit code of a container whose machine has ended under it: its process was killed.
-const KILLED: u8 = 128 + libc::SIGKILL as u8;
+
+/// What the host's cgroups of a container get.
+pub fn limits<'a>(config: &Config, machine_mib: u32, resources: Option<&'a LinuxResources>) -> Limits<'a> {
+    let overhead = Overhead {
+        machine_mib,
+        memory_mib: config.cgroup.memory_overhead_mib,
+        cpu_percent: config.cgroup.cpu_overhead_percent,
+        tasks: TASKS_OVERHEAD,
+    };
+    Limits { resources, overhead }
+}
 
 /// One container's monitor.
 pub struct Monitor {
@@ -156,6 +168,9 @@ impl Monitor {
 
     /// Whoever asked for the container knows of it: its record stays until it is deleted, where the request says so.
     pub fn is_known(&mut self) {
+        if let Err(error) = self.timeline.save(&self.store.path(&self.request.id)) {
+            tracing::debug!("the timeline is not kept: {error}");
+        }
         self.is_up = true;
     }
 
@@ -174,6 +189,7 @@ impl Monitor {
     pub fn wait(&mut self) -> Result<u8, Error> {
         let place = self.place.take().ok_or(Error::NotRunning)?;
         let pumps = self.pumps.take();
+        self.watch_oom(place.agent());
         let result = wait::for_exit(place.agent(), &self.request.id, "", &place.processes());
         let finish = |pumps: Option<Pumps>| pumps.into_iter().for_each(Pumps::finish);
         match (result, place) {
@@ -182,7 +198,7 @@ impl Monitor {
                 finish(pumps);
                 self.timeline.mark("container.drained");
                 if exit.oom_kills > 0 {
-                    self.tell_oom();
+                    tell_oom(&self.bundle.dir);
                 }
                 match place {
                     Place::Own(sandbox) => sandbox.end(&mut self.timeline),
@@ -223,6 +239,10 @@ impl Monitor {
         self.place = None;
         let timeout = Duration::from_millis(self.config.agent.timeout_ms);
         let keep = self.is_up && self.request.keep;
+        // A process that goes on must not keep the groups of a container that has ended.
+        if let Some(member) = self.member.take_if(|_| self.request.shared_monitor) {
+            member.leave();
+        }
         let left = pod::leave(&self.store, &self.request.id, timeout);
         if keep {
             match left {
@@ -311,8 +331,8 @@ impl Monitor {
         let spec = FsdSpec {
             id: self.request.id.clone(),
             entries: share.new,
-            grows: is_sandbox,
             cache: self.config.share.cache,
+            grows: is_sandbox,
         };
         let plan = Plan::new(&self.request.id, &state_dir, &self.config, &guest, size, spec);
         self.timeline.mark("rt.planned");
@@ -327,24 +347,15 @@ impl Monitor {
             record.fsd = ProcessId::of(booting.fsd().pid());
             record.share = share.used;
             record.size = Some(size);
+            record.resources = resources.unwrap_or_default();
         })?;
         Ok(booting)
     }
 
     /// Moves this process into the bundle's cgroup, so that all that it starts is born there.
-    fn enter_cgroup(
-        &mut self,
-        machine_mib: u32,
-        resources: Option<&oci_spec::runtime::LinuxResources>,
-    ) -> Result<(), Error> {
+    fn enter_cgroup(&mut self, machine_mib: u32, resources: Option<&LinuxResources>) -> Result<(), Error> {
         let Some(cgroup) = &self.cgroup else { return Ok(()) };
-        let overhead = Overhead {
-            machine_mib,
-            memory_mib: self.config.cgroup.memory_overhead_mib,
-            cpu_percent: self.config.cgroup.cpu_overhead_percent,
-            tasks: TASKS_OVERHEAD,
-        };
-        match cgroup.enter(&Limits { resources, overhead }) {
+        match cgroup.enter(&limits(&self.config, machine_mib, resources)) {
             Ok(member) => self.member = Some(member),
             Err(error) if self.request.rootless && error.is_denied() => {
                 tracing::warn!("going on without a cgroup: {}", log::chain(&error));
@@ -381,10 +392,16 @@ impl Monitor {
         Ok(console)
     }
 
-    /// CRI-O looks for this file.
-    fn tell_oom(&self) {
-        if let Err(error) = std::fs::write(self.bundle.dir.join("oom"), "") {
-            tracing::warn!("cannot write {}: {error}", self.bundle.dir.join("oom").display());
+    /// A container may go on after one of its processes was killed: its caller learns of it at once.
+    fn watch_oom(&self, agent: &Agent) {
+        let (agent, id, bundle) = (agent.clone(), self.request.id.clone(), self.bundle.dir.clone());
+        let watch = move || {
+            if let Ok(OomWatch { kills: 1.., .. }) = agent.watch_oom(&id, 0) {
+                tell_oom(&bundle);
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("oom".into()).spawn(watch) {
+            tracing::warn!("cannot watch the container's memory: {error}");
         }
     }
 }
@@ -395,4 +412,12 @@ fn is_lost(error: &Error) -> bool {
 
 fn to_json(spec: &oci_spec::runtime::Spec) -> Vec<u8> {
     serde_json::to_vec(spec).expect("a spec has only string keys")
+}
+
+/// CRI-O looks for this file.
+fn tell_oom(bundle: &Path) {
+    let file = bundle.join("oom");
+    if let Err(error) = std::fs::write(&file, "") {
+        tracing::warn!("cannot write {}: {error}", file.display());
+    }
 }

@@ -10,11 +10,12 @@ use std::fs::{DirBuilder, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 use nix::unistd::{Uid, User};
-use oci_spec::runtime::{Hooks, Process};
+use oci_spec::runtime::{Hooks, LinuxResources, Process};
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::Bundle;
@@ -112,6 +113,9 @@ pub struct Record {
     /// The monitor is a process that stands for other containers, too.
     #[serde(default)]
     pub shared_monitor: bool,
+    /// The container's limits, as last set; the host's cgroups have them plus an overhead.
+    #[serde(default)]
+    pub resources: LinuxResources,
 }
 
 impl Record {
@@ -136,7 +140,13 @@ impl Record {
             sandbox: None,
             share: Vec::new(),
             shared_monitor: false,
+            resources: bundle.resources().cloned().unwrap_or_default(),
         }
+    }
+
+    /// Memory of the virtual machine that is this container's; 0 when it has joined another's.
+    pub fn machine_mib(&self) -> u32 {
+        self.size.map_or(0, |size| size.memory_mib)
     }
 
     /// What the container is now: one whose monitor is gone has stopped, whatever was written last.
@@ -184,8 +194,8 @@ impl Store {
         let mut private = DirBuilder::new();
         private.mode(0o700);
         private.recursive(true).create(&self.root).map_err(failed(&self.root))?;
-        // '~' is in no ID, and the PID is this process's own.
-        let draft = self.root.join(format!("~{}", std::process::id()));
+        // '~' is in no ID, and the number is this thread's own.
+        let draft = self.root.join(format!("~{}", nix::unistd::gettid()));
         private.recursive(false).create(&draft).map_err(failed(&draft))?;
         let path = self.path(&record.id);
         let result = write(&draft, record).and_then(|()| {
@@ -258,6 +268,24 @@ impl Store {
         let uid = std::fs::metadata(self.path(id))?.uid();
         let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
         Ok(user.map_or_else(|| format!("#{uid}"), |user| user.name))
+    }
+
+    /// State directories that have not got their ID yet: path, the PID of the maker, age.
+    ///
+    /// # Errors
+    /// [`Error::System`]; a root that does not exist holds none.
+    pub fn drafts(&self) -> Result<Vec<(PathBuf, i32, Duration)>, Error> {
+        let failed = |source| Error::System { what: "list", path: self.root.clone(), source };
+        let entries = match std::fs::read_dir(&self.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(failed)?,
+        };
+        let draft = |entry: std::fs::DirEntry| {
+            let pid = entry.file_name().to_str()?.strip_prefix('~')?.parse().ok()?;
+            let made = entry.metadata().ok()?.modified().ok()?;
+            Some((entry.path(), pid, made.elapsed().unwrap_or_default()))
+        };
+        Ok(entries.flatten().filter_map(draft).collect())
     }
 
     /// The IDs of all containers, sorted.
@@ -376,6 +404,7 @@ mod tests {
             sandbox: None,
             share: Vec::new(),
             shared_monitor: false,
+            resources: LinuxResources::default(),
         }
     }
 

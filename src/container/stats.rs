@@ -129,6 +129,24 @@ fn is_zero(number: &u64) -> bool {
 }
 
 impl Stats {
+    /// Processor time, in nanoseconds.
+    pub fn cpu_ns(&self) -> u64 {
+        self.cpu.usage.total
+    }
+
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory.usage.usage
+    }
+
+    /// `None` is no limit.
+    pub fn memory_limit_bytes(&self) -> Option<u64> {
+        Some(self.memory.usage.limit).filter(|limit| *limit != u64::MAX)
+    }
+
+    pub fn pids(&self) -> u64 {
+        self.pids.current
+    }
+
     /// From the content of the files by their names, as Documentation/admin-guide/cgroup-v2.rst describes them.
     pub fn from_cgroup(files: &HashMap<String, String>) -> Self {
         let text = |name: &str| files.get(name).map_or("", String::as_str);
@@ -217,17 +235,17 @@ fn hugetlb(files: &HashMap<String, String>) -> BTreeMap<String, Hugetlb> {
     sizes.collect()
 }
 
-fn number(text: &str) -> u64 {
+pub fn number(text: &str) -> u64 {
     text.trim().parse().unwrap_or(0)
 }
 
 /// `None` is no limit.
-fn limit(text: &str) -> Option<u64> {
+pub fn limit(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
 /// Lines of `key value`.
-fn pairs(text: &str) -> BTreeMap<String, u64> {
+pub fn pairs(text: &str) -> BTreeMap<String, u64> {
     let pair = |line: &str| {
         let (key, value) = line.split_once(' ')?;
         Some((crate::sys::text::printable(key, 64), value.trim().parse().ok()?))
@@ -235,7 +253,7 @@ fn pairs(text: &str) -> BTreeMap<String, u64> {
     text.lines().filter_map(pair).collect()
 }
 
-fn value(pairs: &BTreeMap<String, u64>, key: &str) -> u64 {
+pub fn value(pairs: &BTreeMap<String, u64>, key: &str) -> u64 {
     pairs.get(key).copied().unwrap_or(0)
 }
 

@@ -165,7 +165,9 @@ fn carry(order: OwnedFd, reporter: &mut Reporter) -> Result<u8, Error> {
     order.log.start_in_monitor().map_err(system("open the log file"))?;
     match order.task {
         Task::Container { request, config } => {
-            super::carry(&request, &config, Timeline::default(), &mut || reporter.up())
+            let mut timeline = Timeline::default();
+            timeline.mark("rt.monitor-started");
+            super::carry(&request, &config, timeline, &mut || reporter.up())
         }
         Task::Exec { request, config } => exec::carry(&request, &config, &mut || reporter.up()),
     }

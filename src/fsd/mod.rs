@@ -48,8 +48,8 @@ pub struct FsdSpec {
     /// The sandbox's ID.
     pub id: String,
     pub entries: Vec<Entry>,
-    /// Entries are going to join, from whatever file systems.
-    pub grows: bool,
     /// What the guest may keep of them.
     pub cache: Cache,
+    /// Entries are going to join, from whatever file systems.
+    pub grows: bool,
 }

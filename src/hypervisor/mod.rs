@@ -9,11 +9,14 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+mod console;
 pub mod kvm;
 pub mod process;
 pub mod qemu;
 pub mod select;
 pub mod vsock;
+
+pub use console::read as console;
 
 /// A virtual machine to be started. Plain data.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -2,12 +2,14 @@
 //! killed and reaped.
 //!
 //! One thread drains the two pipes, so that a chatty guest never blocks its VMM; it ends with the process. Everything
-//! read is an enemy's word: bounded, and made printable before anyone sees it.
+//! read is an enemy's word: bounded, and made printable before anyone sees it. The console is kept in the state
+//! directory, too ([`console`]), for other processes and for those who come when this one is dead.
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -17,6 +19,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
+use super::console::Console;
 use super::{Ending, Error};
 use crate::jail::Child;
 use crate::sys::process;
@@ -42,8 +45,8 @@ const CONSOLE: usize = 0;
 const LOG: usize = 1;
 
 impl VmmProcess {
-    /// Watches `child`. `console` and `log` are the reading ends of its standard output and error; `explain` gives the
-    /// words for its exit codes.
+    /// Watches `child`. `console` and `log` are the reading ends of its standard output and error; the console is
+    /// kept in `state_dir`, too; `explain` gives the words for its exit codes.
     ///
     /// # Errors
     /// [`Error::Launch`]; the process is killed and reaped then.
@@ -51,6 +54,7 @@ impl VmmProcess {
         child: Child,
         console: OwnedFd,
         log: OwnedFd,
+        state_dir: &Path,
         explain: fn(i32) -> &'static str,
     ) -> Result<Self, Error> {
         let Child { pid, pidfd } = child;
@@ -58,8 +62,11 @@ impl VmmProcess {
         let mut process = Self { pid, start_time: 0, pidfd, output, drain: None, explain, status: None };
         let launch = |what| move |source| Error::Launch { what, source };
         process.start_time = start_time(pid).map_err(launch("its process cannot be identified"))?;
-        process.drain =
-            Some(process.start_drain(console, log).map_err(launch("its output cannot be watched"))?);
+        process.drain = Some(
+            process
+                .start_drain(console, log, Console::new(state_dir))
+                .map_err(launch("its output cannot be watched"))?,
+        );
         Ok(process)
     }
 
@@ -153,7 +160,7 @@ impl VmmProcess {
         Ending { status: status.to_owned(), log, console: printable(&output[CONSOLE]), timeline }
     }
 
-    fn start_drain(&self, console: OwnedFd, log: OwnedFd) -> io::Result<JoinHandle<()>> {
+    fn start_drain(&self, console: OwnedFd, log: OwnedFd, kept: Console) -> io::Result<JoinHandle<()>> {
         for pipe in [&console, &log] {
             fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
@@ -161,7 +168,7 @@ impl VmmProcess {
         let output = Arc::clone(&self.output);
         let pipes = vec![(CONSOLE, File::from(console)), (LOG, File::from(log))];
         let thread = thread::Builder::new().name("vmm output".to_owned()).stack_size(64 * 1024);
-        thread.spawn(move || drain(&pidfd, pipes, &output))
+        thread.spawn(move || drain(&pidfd, pipes, &output, kept))
     }
 }
 
@@ -172,7 +179,12 @@ impl Drop for VmmProcess {
 }
 
 /// Reads the pipes into their rings until the process has ended and they are empty.
-fn drain(pidfd: &OwnedFd, mut pipes: Vec<(usize, File)>, output: &Mutex<[VecDeque<u8>; 2]>) {
+fn drain(
+    pidfd: &OwnedFd,
+    mut pipes: Vec<(usize, File)>,
+    output: &Mutex<[VecDeque<u8>; 2]>,
+    mut kept: Console,
+) {
     let mut ended = false;
     while !ended {
         let mut fds = vec![PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
@@ -184,18 +196,21 @@ fn drain(pidfd: &OwnedFd, mut pipes: Vec<(usize, File)>, output: &Mutex<[VecDequ
         }
         pipes.retain_mut(|(stream, pipe)| {
             let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
-            keep_what_is_there(pipe, &mut output[*stream])
+            keep_what_is_there(pipe, &mut output[*stream], (*stream == CONSOLE).then_some(&mut kept))
         });
     }
 }
 
 /// Moves what a pipe holds, at most a ring's worth at a time, to the end of its ring. False at its end of file.
-fn keep_what_is_there(pipe: &mut File, ring: &mut VecDeque<u8>) -> bool {
+fn keep_what_is_there(pipe: &mut File, ring: &mut VecDeque<u8>, mut kept: Option<&mut Console>) -> bool {
     let mut buffer = [0; 4096];
     for _ in 0..RING_BYTES / buffer.len() {
         match pipe.read(&mut buffer) {
             Ok(0) => return false,
             Ok(count) => {
+                if let Some(kept) = &mut kept {
+                    kept.write(&buffer[..count]);
+                }
                 ring.extend(&buffer[..count]);
                 ring.drain(..ring.len().saturating_sub(RING_BYTES));
             }
@@ -257,7 +272,9 @@ mod tests {
         // SAFETY: pidfd_open returned a new descriptor.
         let pidfd = unsafe { std::os::fd::FromRawFd::from_raw_fd(raw as i32) };
         let explain = |code| if code == 3 { "three" } else { "" };
-        VmmProcess::new(Child { pid, pidfd }, console.into(), log.into(), explain).expect("it is watched")
+        let nowhere = Path::new("/nowhere");
+        VmmProcess::new(Child { pid, pidfd }, console.into(), log.into(), nowhere, explain)
+            .expect("it is watched")
     }
 
     fn wait(process: &mut VmmProcess, timeout: Duration) -> Error {

@@ -7,6 +7,7 @@
 mod joined;
 mod size;
 mod timeline;
+mod trace;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 pub use joined::{Joined, join};
 pub use size::Size;
 pub use timeline::Timeline;
+pub use trace::Form as TraceForm;
 
 use crate::agent::{self, Agent};
 use crate::config::{AgentLog, Config, Guest};
@@ -80,7 +82,8 @@ impl Plan {
                 initramfs: guest.initramfs.clone(),
                 kernel_parameters: kernel_parameters(config),
                 entropy: hypervisor.entropy,
-                console: hypervisor.console,
+                // The agent's records go there.
+                console: hypervisor.console || config.agent.log_level == AgentLog::Debug,
                 state_dir: state_dir.into(),
                 share_tag: SHARE_TAG.into(),
             },

@@ -118,7 +118,9 @@ fn the_timeline_is_written() {
     let bundle = Bundle::new();
     let trace = bundle.path("trace.json");
     bundle.call().flags(&["--trace", trace.to_str().unwrap()]).end().code(0);
-    let marks: Vec<Value> = serde_json::from_slice(&std::fs::read(trace).unwrap()).unwrap();
+    let mut marks: Vec<Value> = serde_json::from_slice(&std::fs::read(trace).unwrap()).unwrap();
+    // The tracks' names come last.
+    marks.retain(|mark| mark["ph"] == "X");
     let names: Vec<&str> = marks.iter().map(|mark| mark["name"].as_str().unwrap()).collect();
     for name in [
         "rt.start",
@@ -132,6 +134,26 @@ fn the_timeline_is_written() {
     }
     let times: Vec<f64> = marks.iter().map(|mark| mark["ms"].as_f64().unwrap()).collect();
     assert!(times[0] == 0.0 && times.is_sorted(), "{times:?}");
+}
+
+/// Of a container that runs, too, and as a picture.
+#[test]
+fn the_timeline_of_a_running_container_is_shown() {
+    let mut bundle = Bundle::new();
+    bundle.args(&["/bin/sleep", "1000"]);
+    let container = bundle.run_detached(&[]);
+    let picture = container.rt(&["trace"]);
+    assert!(
+        picture.code == 0 && picture.text().starts_with("<svg ") && picture.text().contains("agent.hello"),
+        "{picture}"
+    );
+    let events = container.rt(&["trace", "--format", "json"]);
+    let events: Vec<Value> = serde_json::from_slice(&events.stdout).unwrap();
+    assert!(
+        events.iter().any(|event| event["ph"] == "X" && event["name"] == "container.started"),
+        "{events:?}"
+    );
+    assert!(events.iter().any(|event| event["ph"] == "M" && event["args"]["name"] == "agent"), "{events:?}");
 }
 
 #[test]

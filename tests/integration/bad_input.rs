@@ -121,9 +121,9 @@ fn settings(kernel: &Path, initramfs: &Path) -> String {
 }
 
 fn answers_within(limit: Duration, kernel: &Path, initramfs: &Path) -> String {
-    let timeout_ms = limit.as_millis();
+    let boot_timeout_ms = limit.as_millis();
     format!(
-        "[agent]\nboot_timeout_ms = {timeout_ms}\n[hypervisor]\nkernel = {kernel:?}\ninitramfs = {initramfs:?}\n"
+        "[agent]\nboot_timeout_ms = {boot_timeout_ms}\n[hypervisor]\nkernel = {kernel:?}\ninitramfs = {initramfs:?}\n"
     )
 }
 

@@ -134,7 +134,8 @@ fn starts(table: &mut Table) {
         let args = ["--root", &root, "run", "--trace", &trace, "-b", &dir];
         let (begin, end, took) = run(&rt_binary(), &args).unwrap_or_else(|error| panic!("rt: {error}"));
         wall.push(took);
-        let marks: Vec<Value> = serde_json::from_slice(&fs::read(&trace).unwrap()).unwrap();
+        let mut marks: Vec<Value> = serde_json::from_slice(&fs::read(&trace).unwrap()).unwrap();
+        marks.retain(|mark| mark["ph"] == "X");
         let mut last = ("caller".to_owned(), begin);
         let marks = marks.iter().map(|mark| {
             (mark["name"].as_str().unwrap().to_owned(), mark["ns"].as_u64().unwrap() as f64 / 1e6)

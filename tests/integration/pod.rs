@@ -148,19 +148,19 @@ fn whole(sandbox: &str, container: &str) {
     // One kernel, one set of namespaces, the host's names; a root of its own each.
     let names = |kinds: &str| format!("for kind in {kinds}; do readlink /proc/self/ns/$kind; done");
     let all = format!("cat /proc/sys/kernel/random/boot_id; hostname; {}", names("ipc uts pid"));
-    let seen = [&pod, &a, &b].map(|container| container.exec(&all).text());
+    let seen = [&pod, &a, &b].map(|container| container.sh(&all).text());
     assert_eq!((&seen[0], &seen[0]), (&seen[1], &seen[2]));
     assert!(seen[0].lines().count() == 5, "{seen:?}");
-    let own = [&pod, &a, &b].map(|container| container.exec(&names("mnt cgroup")).text());
+    let own = [&pod, &a, &b].map(|container| container.sh(&names("mnt cgroup")).text());
     assert!(own[0] != own[1] && own[1] != own[2] && own[0] != own[2], "{own:?}");
-    a.exec("echo here >/tmp/file").says(&[]);
-    b.exec("ls /tmp").says(&["end"]);
-    a.exec("cat /etc/hostname").says(&["/etc/hostname of the pod"]);
+    a.sh("echo here >/tmp/file").says(&[]);
+    b.sh("ls /tmp").says(&["end"]);
+    a.sh("cat /etc/hostname").says(&["/etc/hostname of the pod"]);
     // PIDs are shared as both callers ask: the sandbox's first process is the pod's.
-    a.exec("cat /proc/1/comm; cat /proc/self/cgroup").says(&["sleep", "0::/"]);
+    a.sh("cat /proc/1/comm; cat /proc/self/cgroup").says(&["sleep", "0::/"]);
     // Memory that they share is one.
-    a.exec("echo from a >/dev/shm/x").says(&[]);
-    b.exec("cat /dev/shm/x").says(&["from a"]);
+    a.sh("echo from a >/dev/shm/x").says(&[]);
+    b.sh("cat /dev/shm/x").says(&["from a"]);
 
     let list = pause.rt(&["list", "-f", "json"]).text();
     let list: Vec<Value> = serde_json::from_str(&list).unwrap();
@@ -180,11 +180,11 @@ fn whole(sandbox: &str, container: &str) {
     a.rt(&["kill"]).code(0);
     assert_eq!(a.exit_code(pids[1]), 3);
     assert_eq!(a.state()["status"], "stopped");
-    b.exec("echo on").says(&["on"]);
-    b.exec("echo >/tmp/end").says(&[]);
+    b.sh("echo on").says(&["on"]);
+    b.sh("echo >/tmp/end").says(&[]);
     assert_eq!(b.exit_code(pids[2]), 5);
     assert_eq!(pod.state()["status"], "running");
-    pod.exec("echo on").says(&["on"]);
+    pod.sh("echo on").says(&["on"]);
     eventually("the end of what the members mounted", || {
         served(&pod).iter().all(|name| name.starts_with(&pause.id))
     });
@@ -234,7 +234,7 @@ fn all_ended(containers: &[(&Container<'_>, i32)], codes: &[i32]) {
         assert!(codes.contains(&code), "the exit code is {code}");
         let state = container.state();
         assert_eq!((&state["status"], &state["pid"]), (&json!("stopped"), &json!(0)));
-        let exec = container.exec("true");
+        let exec = container.sh("true");
         assert!(
             exec.code(255).text().is_empty()
                 && String::from_utf8_lossy(&exec.stderr).contains("stopped container")
@@ -274,7 +274,7 @@ fn a_member_ends_with_the_process_that_stands_for_it() {
     let bundle = a;
     let a = running(&bundle);
     a.wrote("up");
-    let seen = || pod.exec("ps -o args | grep -c '^sleep 12345'").text();
+    let seen = || pod.sh("ps -o args | grep -c '^sleep 12345'").text();
     assert_eq!(seen(), "1\n");
     kill_it(a.pid());
     a.reaches("stopped");
@@ -287,7 +287,7 @@ fn a_member_ends_with_the_process_that_stands_for_it() {
     drop(a);
     let a = running(&bundle);
     a.wrote("up");
-    a.exec("echo again").says(&["again"]);
+    a.sh("echo again").says(&["again"]);
 }
 
 /// A kubelet restarts a container many times in one pod: nothing grows.
@@ -374,26 +374,26 @@ fn volumes_are_shared_as_on_one_host() {
     a.wrote("up");
     b.wrote("up");
 
-    a.exec("echo one >/disk/x && echo two >/memory/y && mkfifo /disk/pipe").says(&[]);
-    b.exec("cat /disk/x /memory/y /part").says(&["one", "two", "part"]);
-    b.exec("echo no >/disk/x").code(1);
-    b.exec("echo no >/config/key").code(1);
-    b.exec("echo no >/part").code(1);
+    a.sh("echo one >/disk/x && echo two >/memory/y && mkfifo /disk/pipe").says(&[]);
+    b.sh("cat /disk/x /memory/y /part").says(&["one", "two", "part"]);
+    b.sh("echo no >/disk/x").code(1);
+    b.sh("echo no >/config/key").code(1);
+    b.sh("echo no >/part").code(1);
     // Bytes go from one container to the other without the host.
     std::thread::scope(|scope| {
-        scope.spawn(|| b.exec("cat /disk/pipe").says(&["through"]).code(0).code);
-        a.exec("echo through >/disk/pipe").says(&[]);
+        scope.spawn(|| b.sh("cat /disk/pipe").says(&["through"]).code(0).code);
+        a.sh("echo through >/disk/pipe").says(&[]);
     });
     // As the kubelet writes a ConfigMap: a new directory, and one rename.
-    b.exec("cat /config/key").says(&["old"]);
+    b.sh("cat /config/key").says(&["old"]);
     pause.file("config/..2/key", "new\n");
     host(&format!("cd {}; ln -s ..2 next; mv -T next ..data", sources[2]));
-    eventually("the new text", || b.exec("cat /config/key").text() == "new\n");
+    eventually("the new text", || b.sh("cat /config/key").text() == "new\n");
     // What one used, the other goes on using.
     let names = served(&pod).len();
     a.rt(&["delete", "--force"]).says(&[]);
     assert!(served(&pod).len() < names);
-    b.exec("cat /disk/x /memory/y").says(&["one", "two"]);
+    b.sh("cat /disk/x /memory/y").says(&["one", "two"]);
 }
 
 /// Those that join while the sandbox is being deleted have joined, or have not; none hangs and nothing is left.
@@ -430,7 +430,7 @@ fn the_machine_is_as_large_as_the_pods_limits() {
     // Of the sandbox's own container, and so without a meaning for the pod.
     pause.config["linux"]["resources"]["memory"] = json!({"limit": 16 << 20});
     let pod = running(&pause);
-    let text = pod.exec("nproc; awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo").text();
+    let text = pod.sh("nproc; awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo").text();
     let numbers: Vec<u32> = text.lines().map(|line| line.parse().unwrap()).collect();
     assert_eq!(numbers[0], 2);
     // The limits and 96 MiB for the guest itself, less what its kernel keeps to itself.
@@ -456,9 +456,9 @@ fn a_privileged_container_is_so_in_the_guest() {
     bundle.config["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
     let container = running(&bundle);
     container
-        .exec("mount -t tmpfs none /tmp && echo 1 >/proc/sys/kernel/panic_on_oops && echo yes")
+        .sh("mount -t tmpfs none /tmp && echo 1 >/proc/sys/kernel/panic_on_oops && echo yes")
         .says(&["yes"]);
     // It makes the node of any device; behind it is what the guest has.
-    container.exec("mknod /tmp/disk b 254 0 && cat /tmp/disk").code(1);
-    container.exec("ls /sys/block; tail -n +3 /proc/partitions | wc -l").says(&["0"]);
+    container.sh("mknod /tmp/disk b 254 0 && cat /tmp/disk").code(1);
+    container.sh("ls /sys/block; tail -n +3 /proc/partitions | wc -l").says(&["0"]);
 }

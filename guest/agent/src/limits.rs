@@ -57,9 +57,34 @@ pub fn clip(list: &str, count: usize) -> Option<String> {
     (!ranges.is_empty()).then(|| ranges.join(","))
 }
 
+/// Likewise, but a list of none that is there means as many as it has, from the first one on: the numbers are the host's, and
+/// a container that may use some of its processors may use some of the guest's. `None` when it is no list.
+pub fn fit(list: &str, count: usize) -> Option<String> {
+    clip(list, count).or_else(|| {
+        let members = clip(list, 1 << 20)?;
+        let length = |part: &str| -> Option<usize> {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            Some(last.parse::<usize>().ok()? - first.parse::<usize>().ok()? + 1)
+        };
+        let wanted: usize = members.split(',').filter_map(length).sum();
+        clip(&format!("0-{}", wanted.checked_sub(1)?), count)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_of_what_is_not_there_keep_their_length() {
+        assert_eq!(fit("3", 1).as_deref(), Some("0"));
+        assert_eq!(fit("4-5,9", 4).as_deref(), Some("0-2"));
+        assert_eq!(fit("4-9", 4).as_deref(), Some("0-3"));
+        assert_eq!(fit("1,5", 4).as_deref(), Some("1"));
+        for nothing in ["x", "-", "3-", "99999999999999999999"] {
+            assert_eq!(fit(nothing, 4), None, "{nothing}");
+        }
+    }
 
     fn adapted(json: &str) -> LinuxResources {
         let mut resources = serde_json::from_str(json).expect("resources");

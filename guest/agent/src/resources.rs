@@ -186,12 +186,11 @@ fn convert_cpu(cpu: &LinuxCpu, now: &Now<'_>, changes: &mut Changes) -> Result<(
         change("cpu.max.burst", burst);
     }
     for (file, list, count) in [("cpuset.cpus", cpu.cpus(), now.processors), ("cpuset.mems", cpu.mems(), 1)] {
-        // As at the container's creation: numbers are the host's, and those count that the guest has, too.
         let Some(list) = list.as_deref().filter(|list| !list.is_empty()) else { continue };
-        let clipped = limits::clip(list, count);
+        let fitting = limits::fit(list, count);
         change(
             file,
-            clipped.ok_or_else(|| format!("cannot set {file} to {list}: the guest has {count}, from 0"))?,
+            fitting.ok_or_else(|| format!("cannot set {file} to {list:?}: that is no list of numbers"))?,
         );
     }
     Ok(())
@@ -287,7 +286,8 @@ mod tests {
         becomes(r#"{"cpu":{"quota":9000,"burst":8000}}"#, "cpu.max=9000 20000;cpu.max.burst=8000");
         becomes(r#"{"cpu":{"quota":90,"burst":10}}"#, "cpu.max.burst=10;cpu.max=90 20000");
         becomes(r#"{"cpu":{"cpus":"0-7","mems":"0"}}"#, "cpuset.cpus=0-1;cpuset.mems=0");
-        refused(r#"{"cpu":{"cpus":"5"}}"#, "the guest has 2");
+        becomes(r#"{"cpu":{"cpus":"5"}}"#, "cpuset.cpus=0");
+        refused(r#"{"cpu":{"cpus":"x"}}"#, "no list of numbers");
         assert_eq!(
             (weight(2), weight(262_144), weight(1024), weight(0)),
             (Some(1), Some(10_000), Some(100), None)

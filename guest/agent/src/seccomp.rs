@@ -11,8 +11,8 @@ use libseccomp::error::SeccompError;
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use oci_spec::runtime::{
-    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator,
-    LinuxSyscall,
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompFilterFlag,
+    LinuxSeccompOperator, LinuxSyscall,
 };
 
 /// A filter as the kernel takes it.
@@ -137,9 +137,12 @@ fn operator(operator: LinuxSeccompOperator, first: u64, second: u64) -> (ScmpCom
 pub fn for_libcontainer(profile: &LinuxSeccomp) -> LinuxSeccomp {
     let exchanged = |argument: &LinuxSeccompArg| match argument.op() {
         LinuxSeccompOperator::ScmpCmpMaskedEq => {
-            let mut exchanged = *argument;
-            exchanged.set_value(argument.value_two().unwrap_or(0)).set_value_two(Some(argument.value()));
-            exchanged
+            let exchanged = LinuxSeccompArgBuilder::default()
+                .index(argument.index())
+                .value(argument.value_two().unwrap_or(0))
+                .value_two(argument.value())
+                .op(argument.op());
+            exchanged.build().expect("every field has a default")
         }
         _ => *argument,
     };

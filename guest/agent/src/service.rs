@@ -252,6 +252,18 @@ impl Agent for Service {
         Ok(response)
     }
 
+    fn read_log(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ReadLogRequest,
+    ) -> ttrpc::Result<wire::ReadLogResponse> {
+        let records = kmsg::records(request.from);
+        let records = records.map_err(|error| internal(format!("cannot read the guest's log: {error}")))?;
+        let mut response = wire::ReadLogResponse::new();
+        response.records = records;
+        Ok(response)
+    }
+
     fn delete_container(
         &self,
         _: &TtrpcContext,

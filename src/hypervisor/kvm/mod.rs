@@ -65,7 +65,8 @@ impl Hypervisor for Kvm {
             stderr: Some(stderr),
         };
         let started = child.spawn().map_err(VmError::from);
-        let process = started.and_then(|child| VmmProcess::new(child, console, log, explain));
+        let process =
+            started.and_then(|child| VmmProcess::new(child, console, log, &spec.state_dir, explain));
         match process {
             Ok(process) => Ok(Box::new(KvmVm { process, uplink, vsock: path })),
             Err(error) => {

@@ -81,7 +81,7 @@ impl Hypervisor for Qemu {
             stderr: Some(log_writer),
         };
         let child = child.spawn()?;
-        let qemu = VmmProcess::new(child, console, log, process::explain)?;
+        let qemu = VmmProcess::new(child, console, log, &spec.state_dir, process::explain)?;
         Ok(Box::new(QemuVm {
             qemu,
             vsockd: Some(vsockd),

@@ -49,7 +49,13 @@ impl Ended {
     /// in whatever case.
     #[track_caller]
     pub fn fails(&self, words: &[&str]) -> &Self {
-        self.code(1).stdout("");
+        self.fails_with(1, words)
+    }
+
+    /// Likewise with another exit code.
+    #[track_caller]
+    pub fn fails_with(&self, code: i32, words: &[&str]) -> &Self {
+        self.code(code).stdout("");
         let text = String::from_utf8_lossy(&self.stderr);
         assert!(text.lines().count() == 1 && text.ends_with('\n'), "standard error is not one line\n{self}");
         for word in words {

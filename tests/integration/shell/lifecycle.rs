@@ -115,6 +115,18 @@ impl Container<'_> {
         self.bundle.rt(&[args, &[&self.bundle.id]].concat())
     }
 
+    /// `rt exec FLAGS ID COMMAND`.
+    #[track_caller]
+    pub fn exec(&self, flags: &[&str], command: &[&str]) -> Ended {
+        self.bundle.rt(&[&["exec"], flags, &[&self.bundle.id], command].concat())
+    }
+
+    /// `rt exec ID /bin/sh -c SCRIPT`.
+    #[track_caller]
+    pub fn sh(&self, script: &str) -> Ended {
+        self.exec(&[], &["/bin/sh", "-c", script])
+    }
+
     #[track_caller]
     pub fn start(&self) {
         self.rt(&["start"]).says(&[]);
@@ -133,12 +145,6 @@ impl Container<'_> {
         i32::try_from(self.state()["pid"].as_i64().unwrap()).unwrap()
     }
 
-    /// Another process in the container, to its end.
-    #[track_caller]
-    pub fn exec(&self, script: &str) -> Ended {
-        self.bundle.rt(&["exec", &self.bundle.id, "/bin/sh", "-c", script])
-    }
-
     /// Waits for the end of the process that stood for the container: its exit code, or 128 + signal.
     #[track_caller]
     pub fn exit_code(&self, pid: i32) -> i32 {
@@ -150,6 +156,12 @@ impl Container<'_> {
                 None => std::thread::sleep(Duration::from_millis(20)),
             }
         }
+    }
+
+    /// The record, as it is now.
+    pub fn record(&self) -> Value {
+        let text = fs::read(self.state_dir().join("state.json")).expect("a container has a record");
+        serde_json::from_slice(&text).expect("a record is JSON")
     }
 
     /// The directory of the record.

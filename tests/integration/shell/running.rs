@@ -41,6 +41,7 @@ pub struct Call {
     bundle: Option<PathBuf>,
     global: Vec<OsString>,
     verb: Vec<OsString>,
+    line: Option<Vec<OsString>>,
     env: Vec<(OsString, OsString)>,
     shell: Option<String>,
     input: Input,
@@ -60,6 +61,7 @@ impl Call {
             bundle: Some(bundle.dir().into()),
             global: Vec::new(),
             verb: Vec::new(),
+            line: None,
             env: Vec::new(),
             shell: None,
             input: Input::Null,
@@ -68,6 +70,14 @@ impl Call {
             log: true,
             record_stays: false,
         }
+    }
+
+    /// Another verb than run, of the bundle's container, which outlives the call: the whole line behind the global flags.
+    pub fn verb(mut self, line: &[&str]) -> Self {
+        self.line = Some(line.iter().map(Into::into).collect());
+        self.key = super::bundle::unique_id();
+        self.id = None;
+        self.record_stays()
     }
 
     /// Flags before the verb.
@@ -197,12 +207,16 @@ impl Call {
             words.extend(["--root".into(), root.into()]);
         }
         words.append(&mut self.global);
-        words.push("run".into());
-        words.append(&mut self.verb);
-        if let Some(bundle) = &self.bundle {
-            words.extend(["-b".into(), bundle.into()]);
+        if let Some(line) = &mut self.line {
+            words.append(line);
+        } else {
+            words.push("run".into());
+            words.append(&mut self.verb);
+            if let Some(bundle) = &self.bundle {
+                words.extend(["-b".into(), bundle.into()]);
+            }
+            words.extend(self.id.iter().map(Into::into));
         }
-        words.extend(self.id.iter().map(Into::into));
         let shown = words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
         if let Some(script) = &self.shell {
             words.splice(0..0, ["/bin/sh", "-c", script, "sh"].map(Into::into));

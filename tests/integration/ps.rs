@@ -1,0 +1,38 @@
+//! rt ps: the guest's processes of the container.
+
+use serde_json::Value;
+
+use crate::shell::Bundle;
+
+#[test]
+fn processes_are_those_of_the_container() {
+    let mut bundle = Bundle::new();
+    bundle.args(&["/bin/sh", "-c", "sleep 1000 & echo ready; wait"]);
+    let container = bundle.run_detached(&[]);
+    container.wrote("ready");
+    let json: Value = serde_json::from_str(&container.rt(&["ps", "--format", "json"]).text()).unwrap();
+    assert_eq!(json, serde_json::json!([1, 2]));
+    for line in [&["ps", &*bundle.id][..], &["ps", &bundle.id, "-ef"]] {
+        let ended = bundle.rt(line);
+        ended.code(0).stderr("");
+        let text = ended.text();
+        let rows: Vec<Vec<&str>> = text.lines().map(|row| row.split_whitespace().collect()).collect();
+        assert_eq!(rows[0], ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"], "{text}");
+        assert_eq!(rows.len(), 3, "{text}");
+        assert_eq!((&rows[1][1..3], rows[1][7]), (&["1", "0"][..], "/bin/sh"), "{text}");
+        assert_eq!((&rows[2][1..3], &rows[2][7..]), (&["2", "1"][..], &["sleep", "1000"][..]), "{text}");
+        assert_eq!(rows[1][5], "?");
+    }
+    bundle.rt(&["ps", &bundle.id, "-o", "pid"]).fails(&["-o pid", "use -ef or --format json"]);
+    bundle.rt(&["kill", &bundle.id, "KILL"]).says(&[]);
+    container.reaches("stopped");
+    container.rt(&["ps"]).fails(&["container not running"]);
+    bundle.rt(&["ps", "nothing"]).fails(&["container does not exist"]);
+}
+
+#[test]
+fn a_created_container_has_one() {
+    let bundle = Bundle::new();
+    let container = bundle.create(&[]);
+    container.rt(&["ps", "-f", "json"]).says(&["[1]"]);
+}

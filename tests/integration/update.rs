@@ -1,0 +1,134 @@
+//! rt update: the guest's cgroup changes at once, and the host's with it.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::shell::{Bundle, Ended, Input, host};
+
+fn sleeping() -> Bundle {
+    let mut bundle = Bundle::new();
+    bundle.args(&["/bin/sleep", "1000"]);
+    bundle
+}
+
+fn update(bundle: &Bundle, flags: &[&str]) -> Ended {
+    bundle.rt(&[&["update"], flags, &[&bundle.id]].concat())
+}
+
+#[test]
+fn every_flag_reaches_the_guest() {
+    let mut bundle = sleeping();
+    bundle.settings = "[hypervisor]\nvcpus = 2\n".into();
+    let container = bundle.run_detached(&[]);
+    for (flags, file, value) in [
+        (&["--memory", "64m"][..], "memory.max", "67108864"),
+        (&["--memory-reservation", "33554432"], "memory.low", "33554432"),
+        (&["--memory", "-1"], "memory.max", "max"),
+        (&["--cpu-quota", "50000", "--cpu-period", "200000"], "cpu.max", "50000 200000"),
+        (&["--cpu-quota", "30000"], "cpu.max", "30000 200000"),
+        (&["--cpu-burst", "10000"], "cpu.max.burst", "10000"),
+        (&["--cpu-quota", "-1"], "cpu.max", "max 200000"),
+        (&["--cpu-share", "1024"], "cpu.weight", "100"),
+        (&["--cpu-idle", "1"], "cpu.idle", "1"),
+        (&["--cpu-idle", "0"], "cpu.idle", "0"),
+        (&["--cpuset-cpus", "1"], "cpuset.cpus", "1"),
+        (&["--cpuset-mems", "0"], "cpuset.mems", "0"),
+        (&["--pids-limit", "33"], "pids.max", "33"),
+        (&["--pids-limit", "-1"], "pids.max", "max"),
+        (&["--kernel-memory", "1", "--kernel-memory-tcp", "2"], "pids.max", "max"),
+        (&[], "pids.max", "max"),
+    ] {
+        update(&bundle, flags).says(&[]);
+        let path = format!("/sys/fs/cgroup/{file}");
+        let found = container.exec(&[], &["cat", &path]);
+        assert_eq!(found.text().trim(), value, "{flags:?} {found}");
+    }
+    // The weight of block I/O has no file in a guest without block devices; its host's is another matter.
+    update(&bundle, &["--blkio-weight", "500"]).says(&[]);
+}
+
+/// podman passes the host's numbers on.
+#[test]
+fn a_processor_that_the_guest_lacks_is_the_hosts_affair() {
+    let bundle = sleeping();
+    let container = bundle.run_detached(&[]);
+    update(&bundle, &["--cpuset-cpus", "1"]).says(&[]);
+    container.exec(&[], &["nproc"]).says(&["1"]);
+    update(&bundle, &["--cpuset-cpus", "0-1", "--cpuset-mems", "0"]).says(&[]);
+    container.exec(&[], &["nproc"]).says(&["1"]);
+    update(&bundle, &["--cpuset-cpus", "x"]).fails(&["cpuset", "x"]);
+}
+
+#[test]
+fn resources_come_from_a_file_or_standard_input() {
+    let bundle = sleeping();
+    let container = bundle.run_detached(&[]);
+    let text =
+        json!({"memory": {"limit": 40 << 20}, "pids": {"limit": 44}, "cpu": {"shares": 2048}}).to_string();
+    let limits = ["cat", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/pids.max"];
+    let file = bundle.file("resources.json", &text);
+    // Other flags do not count then.
+    update(&bundle, &["--resources", file.to_str().unwrap(), "--pids-limit", "9"]).says(&[]);
+    container.exec(&[], &limits).says(&["41943040", "44"]);
+    let call = bundle.call().verb(&["update", "-r", "-", &bundle.id]);
+    call.stdin(Input::Bytes(text.replace("44", "45").into_bytes())).end().says(&[]);
+    container.exec(&[], &limits).says(&["41943040", "45"]);
+    update(&bundle, &["-r", "/no/such/file"]).fails(&["/no/such/file"]);
+    for bad in ["", "[]x", "{\"memory\": 5}"] {
+        let file = bundle.file("bad.json", bad);
+        update(&bundle, &["-r", file.to_str().unwrap()]).fails(&["bad.json", "not a resources object"]);
+    }
+}
+
+#[test]
+fn what_cannot_be_had_is_refused_and_changes_nothing() {
+    let bundle = sleeping();
+    let container = bundle.run_detached(&[]);
+    update(&bundle, &["--l3-cache-schema", "x"]).fails(&["Intel RDT"]);
+    update(&bundle, &["--mem-bw-schema", "x"]).fails(&["Intel RDT"]);
+    update(&bundle, &["--cpu-rt-runtime", "1000", "--pids-limit", "5"]).fails(&["real-time"]);
+    update(&bundle, &["--cpu-rt-period", "1000"]).fails(&["real-time"]);
+    update(&bundle, &["--memory", "64m", "--memory-swap", "32m"])
+        .fails(&["memory+swap limit should be >= memory limit"]);
+    update(&bundle, &["--cpu-period", "1"]).fails(&["cpu.max", "invalid argument"]);
+    container
+        .exec(&[], &["cat", "/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/memory.max"])
+        .says(&["max", "max"]);
+    bundle.rt(&["kill", &bundle.id, "KILL"]).says(&[]);
+    container.reaches("stopped");
+    update(&bundle, &["--pids-limit", "5"]).fails(&["container not running"]);
+    bundle.rt(&["update", "nothing"]).fails(&["container does not exist"]);
+}
+
+/// The sandbox's limits on the host follow, with the overhead on top.
+#[test]
+fn the_hosts_group_follows() {
+    let mut bundle = sleeping();
+    bundle.config["linux"]["cgroupsPath"] = json!(format!("/rt-test/{}", bundle.id));
+    bundle.config["linux"]["resources"]["memory"] = json!({"limit": 64 << 20});
+    let container = bundle.run_detached(&[]);
+    let groups: Vec<String> = serde_json::from_value(container.record()["cgroups"].clone()).unwrap();
+    let read = |file: &str| {
+        let path = groups.iter().map(|group| Path::new(group).join(file)).find(|path| path.exists());
+        fs::read_to_string(path.unwrap_or_else(|| panic!("{file} is nowhere"))).unwrap().trim().to_owned()
+    };
+    let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let memory = if unified { "memory.max" } else { "memory.limit_in_bytes" };
+    let before: u64 = read(memory).parse().unwrap();
+    update(&bundle, &["--memory", "1g", "--pids-limit", "50"]).says(&[]);
+    let after: u64 = read(memory).parse().unwrap();
+    assert!(after > before && after >= 1 << 30, "{before} {after}");
+    assert_eq!(read("pids.max"), "562");
+    update(&bundle, &["--cpu-quota", "150000", "--cpu-period", "100000"]).says(&[]);
+    let quota = if unified { read("cpu.max") } else { read("cpu.cfs_quota_us") };
+    assert!(quota.starts_with("250000"), "{quota}");
+    let last = host("nproc --all | awk '{ print $1 - 1 }'");
+    update(&bundle, &["--cpuset-cpus", &last]).says(&[]);
+    assert_eq!(read("cpuset.cpus"), last);
+    // A processor that the host lacks, too, is nobody's.
+    update(&bundle, &["--cpuset-cpus", "4000"]).fails(&["cpuset.cpus", "4000"]);
+    update(&bundle, &["--memory", "-1"]).says(&[]);
+    assert!(read(memory).parse::<u64>().map_or(true, |bytes| bytes > 1 << 40));
+}
