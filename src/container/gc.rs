@@ -94,7 +94,9 @@ fn container(store: &Store, id: &str) -> Option<Leftover> {
     let crashed = record.status != Status::Stopped && record.status() == Status::Stopped;
     crashed.then(|| {
         let vm = record.vm.as_ref().map(|vm| ProcessId { pid: vm.pid, start_time: vm.start_time });
-        let helpers = [vm, record.fsd].into_iter().flatten().filter(|process| process.is_alive());
+        // A member's machine is its sandbox's.
+        let helpers = [vm, record.fsd].into_iter().flatten().filter(|_| record.sandbox.is_none());
+        let helpers = helpers.filter(|process| process.is_alive());
         let monitor = record.monitor.map_or(0, |monitor| monitor.pid);
         Leftover {
             processes: helpers.map(|process| process.pid).collect(),
