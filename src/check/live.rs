@@ -127,6 +127,7 @@ fn guest_facts(config: &Config) -> Result<GuestFacts, String> {
         kind: match guest.kind {
             GuestKind::Tuned => "tuned",
             GuestKind::Quick => "quick",
+            GuestKind::Packed => "packed",
             GuestKind::Configured => "configured",
         },
         kernel: guest.kernel.display().to_string(),

@@ -210,6 +210,8 @@ pub enum Error {
     NoGuest(Vec<PathBuf>),
     #[error("{origin}: cannot use the {what} {path}: {reason}; {mend}")]
     GuestFile { origin: String, what: &'static str, path: PathBuf, reason: String, mend: &'static str },
+    #[error(transparent)]
+    Packed(#[from] cache::Error),
     #[error("settings do not fit together: {0}")]
     Shape(String),
 }
