@@ -129,7 +129,6 @@ fn guest_facts(config: &Config) -> Result<GuestFacts, String> {
             GuestKind::Quick => "quick",
             GuestKind::Packed => "packed",
             GuestKind::Configured => "configured",
-            GuestKind::Packed => "packed",
         },
         kernel: guest.kernel.display().to_string(),
         initramfs: guest.initramfs.display().to_string(),

@@ -214,8 +214,6 @@ pub enum Error {
     Packed(#[from] cache::Error),
     #[error("settings do not fit together: {0}")]
     Shape(String),
-    #[error(transparent)]
-    Packed(#[from] cache::Error),
 }
 
 /// A setting as it is in force.
