@@ -44,6 +44,12 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    #[error("cannot make a state directory in {root} (run rt as root, or name another with --root)")]
+    Denied {
+        root: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error(
         "the state record {path} is damaged ({reason}); `rt delete --force` removes what is left of the container"
     )]
@@ -185,11 +191,14 @@ impl Store {
     /// Reserves the record's ID and writes the record; the root is made if need be.
     ///
     /// # Errors
-    /// [`Error::Exists`] when the ID is taken, [`Error::System`] otherwise.
+    /// [`Error::Exists`] when the ID is taken, [`Error::Denied`], [`Error::System`] otherwise.
     pub fn create(&self, record: &Record) -> Result<(), Error> {
         let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |source| Error::System { what: "make the state directory", path, source }
+            let (root, path) = (self.root.clone(), path.to_owned());
+            move |source: io::Error| match source.kind() {
+                io::ErrorKind::PermissionDenied => Error::Denied { root, source },
+                _ => Error::System { what: "make the state directory", path, source },
+            }
         };
         let mut private = DirBuilder::new();
         private.mode(0o700);

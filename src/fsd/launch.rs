@@ -23,6 +23,8 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    #[error("cannot start the file server without root's privileges (CAP_SYS_ADMIN); run rt as root")]
+    Unprivileged(#[source] io::Error),
     #[error(transparent)]
     Jail(#[from] jail::Error),
     #[error("the file server ended ({}){}{}", .0.status, if .0.log.is_empty() { "" } else { ": " }, .0.log)]
@@ -68,7 +70,7 @@ pub struct Fsd {
 /// connect: the name is on a file system that is mounted nowhere and gone when this returns.
 ///
 /// # Errors
-/// What the system says: EPERM without CAP_SYS_ADMIN.
+/// [`Error::Unprivileged`], [`Error::System`]
 pub fn socket() -> Result<(OwnedFd, OwnedFd), Error> {
     let pair = || -> io::Result<(OwnedFd, OwnedFd)> {
         let nowhere = mount::tmpfs(&[(c"mode", c"700"), (c"size", c"4k")], 0)?;
@@ -77,7 +79,10 @@ pub fn socket() -> Result<(OwnedFd, OwnedFd), Error> {
         let stream = UnixStream::connect(Path::new(&name))?;
         Ok((listener.into(), stream.into()))
     };
-    pair().map_err(step("make a socket for the file server"))
+    pair().map_err(|error| match error.raw_os_error() {
+        Some(libc::EPERM) => Error::Unprivileged(error),
+        _ => step("make a socket for the file server")(error),
+    })
 }
 
 /// Starts `rt fsd`, which serves `spec` to whom is connected to `socket` (see [`socket`]) and ends when that closes

@@ -9,10 +9,14 @@ mod size;
 mod timeline;
 mod trace;
 
+use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
 
 pub use joined::{Joined, join};
 pub use size::Size;
@@ -23,6 +27,7 @@ use crate::agent::{self, Agent};
 use crate::config::{AgentLog, Config, Guest};
 use crate::fsd::{self, Fsd, FsdSpec};
 use crate::hypervisor::{self, Hypervisor, Vm, VmFds, VmSpec};
+use crate::sys::pidfd;
 
 /// virtio-fs tag of a sandbox's share.
 const SHARE_TAG: &str = "rt";
@@ -49,6 +54,8 @@ pub enum Error {
     Hypervisor(#[from] hypervisor::Error),
     #[error(transparent)]
     Agent(#[from] agent::Error),
+    #[error("cannot watch the file server")]
+    Watch(#[source] io::Error),
 }
 
 /// What a sandbox is to be. Plain data.
@@ -135,8 +142,23 @@ pub fn launch(plan: &Plan, hypervisor: &dyn Hypervisor, timeline: &mut Timeline)
     timeline.mark("rt.fsd-started");
     let vm = hypervisor.launch(&plan.vm, VmFds { share: frontend })?;
     timeline.mark("rt.vmm-started");
+    end_together(&*vm, &fsd).map_err(Error::Watch)?;
     let VmSpec { kernel, initramfs, .. } = plan.vm.clone();
     Ok(Booting { vm, fsd, kernel, initramfs, deadline, timeout })
+}
+
+/// Ends the VM when its file server ends: without its files the guest answers nothing, and whoever waits for an answer, in a
+/// boot above all, would wait until the time is up.
+fn end_together(vm: &dyn Vm, fsd: &Fsd) -> io::Result<()> {
+    let (vm, fsd) = (vm.pidfd().try_clone_to_owned()?, fsd.pidfd().try_clone_to_owned()?);
+    let watch = move || {
+        while let Err(Errno::EINTR) =
+            poll(&mut [PollFd::new(fsd.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)
+        {}
+        // In the end that is in order the VM has gone first.
+        let _ = pidfd::kill(vm.as_fd(), Signal::SIGKILL);
+    };
+    std::thread::Builder::new().name("fsd-watch".into()).spawn(watch).map(drop)
 }
 
 impl Booting {

@@ -51,7 +51,10 @@ impl Up {
     fn tell(&mut self, result: Result<Handle, container::Error>) -> Result<(), container::Error> {
         match self.0.take() {
             // Whoever launched it waits for this word.
-            Some(sender) => Ok(drop(sender.send(result))),
+            Some(sender) => {
+                let _ = sender.send(result);
+                Ok(())
+            }
             None => result.map(drop),
         }
     }

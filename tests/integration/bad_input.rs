@@ -219,7 +219,29 @@ fn kvm_is_refused() {
         return skipped("bad_input::kvm_is_refused", "there is no /dev/kvm");
     }
     let bundle = Bundle::new();
-    // A copy that the other user can reach, wherever the tests' own lies.
+    let script = as_nobody(&bundle);
+    let call = bundle.call().no_log().global(&["--hypervisor", "kvm"]).through(&script);
+    let ended = call.end();
+    ended.code(1).stdout("");
+    let text = String::from_utf8_lossy(&ended.stderr).to_lowercase();
+    assert!(text.contains("/dev/kvm") && text.contains("permission"), "{ended}");
+}
+
+#[test]
+fn the_user_is_not_root() {
+    let bundle = Bundle::new();
+    let script = as_nobody(&bundle);
+    let ended = bundle.call().no_log().through(&script).end();
+    ended.code(1).stdout("");
+    assert!(String::from_utf8_lossy(&ended.stderr).trim_end().contains("run rt as root"), "{ended}");
+    let root = bundle.path("roots");
+    fs::create_dir(&root).unwrap();
+    let ended = bundle.call().no_log().root(Some(&root)).through(&script).end();
+    ended.fails(&["state directory in", "roots", "run rt as root", "--root", "permission denied"]);
+}
+
+/// A script by which rt is started as another user; a copy of it, which that user can reach wherever the tests' own lies.
+fn as_nobody(bundle: &Bundle) -> String {
     let folder = bundle.path("bin");
     fs::create_dir(&folder).unwrap();
     fs::copy(rt_binary(), folder.join("rt")).unwrap();
@@ -228,15 +250,8 @@ fn kvm_is_refused() {
         bundle.dir().display(),
         rt_binary().display()
     ));
-    let script = format!(
-        "shift; exec setpriv --reuid 65534 --regid 65534 --clear-groups {}/rt \"$@\"",
-        folder.display()
-    );
-    let call = bundle.call().no_log().global(&["--hypervisor", "kvm"]).through(&script);
-    let ended = call.end();
-    ended.code(1).stdout("");
-    let text = String::from_utf8_lossy(&ended.stderr).to_lowercase();
-    assert!(text.contains("/dev/kvm") && text.contains("permission"), "{ended}");
+    let setpriv = "setpriv --reuid 65534 --regid 65534 --clear-groups";
+    format!("shift; exec {setpriv} {}/rt \"$@\"", folder.display())
 }
 
 #[test]

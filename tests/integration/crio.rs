@@ -26,7 +26,7 @@ impl Pod {
         self.bundle.path(&format!("member-{who}"))
     }
 
-    /// The recorded config.json, with paths of this machine. The containers name the sandbox's namespaces by its PID.
+    /// The recorded config.json, with paths and IDs of this run. The containers name the sandbox's namespaces by its PID.
     fn lay(&self, who: char) {
         let dir = self.dir(who);
         fs::create_dir(&dir).unwrap();
@@ -41,6 +41,8 @@ impl Pod {
         config["root"]["path"] = json!(self.bundle.rootfs(""));
         config["process"]["args"] = json!(["/bin/sh", "-c", script]);
         config["linux"]["cgroupsPath"] = json!(format!("/rt-test/{}", self.id(who)));
+        config["annotations"]["io.kubernetes.cri-o.ContainerID"] = json!(self.id(who));
+        config["annotations"]["io.kubernetes.cri-o.SandboxID"] = json!(self.id('S'));
         let sandbox = (who != 'S').then(|| self.state('S')["pid"].to_string());
         for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
             let namespace = namespace.as_object_mut().unwrap();
@@ -132,7 +134,8 @@ fn a_pods_recorded_life() {
                 pod.becomes(who, status[&who]);
                 let state = pod.state(who);
                 assert_eq!(state["id"], json!(pod.id(who)));
-                assert_eq!(state["annotations"]["io.kubernetes.cri-o.Stdin"], json!("false"));
+                let kind = if who == 'S' { "sandbox" } else { "container" };
+                assert_eq!(state["annotations"]["io.kubernetes.cri-o.ContainerType"], json!(kind));
                 let pid = if status[&who] == "stopped" { 0 } else { pod.number_in(who, "create.pid") };
                 assert_eq!(state["pid"], json!(pid), "{state}");
                 continue;

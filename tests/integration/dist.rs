@@ -47,7 +47,7 @@ impl Elsewhere {
                for dir in proc dev sys; do mount --rbind /$dir $dir; done
                [ $place = Kvm ] || mount --bind /usr usr
                mount --bind {bundle} srv
-               exec chroot . /rt --root /run/rt run -b /srv {id}' {root} {place:?}"#,
+               exec env -u RT_CONFIG chroot . /rt --root /run/rt run -b /srv {id}' {root} {place:?}"#,
             bundle = self.bundle.dir().display(),
             id = self.bundle.id,
             root = self.root.display(),

@@ -113,8 +113,9 @@ impl Bundle {
     pub(super) fn settings_file(&self) -> Option<PathBuf> {
         let mut text = self.settings.clone();
         let timeout = patience(AGENT_TIMEOUT_S);
-        if timeout.as_secs() > AGENT_TIMEOUT_S && !text.contains("[agent]") {
-            text.push_str(&format!("\n[agent]\ntimeout_ms = {}\n", timeout.as_millis()));
+        if timeout.as_secs() > AGENT_TIMEOUT_S && !text.contains("agent") {
+            let ms = timeout.as_millis();
+            text.push_str(&format!("\n[agent]\nboot_timeout_ms = {ms}\ntimeout_ms = {ms}\n"));
         }
         let path = self.path("rt.toml");
         (!text.is_empty()).then(|| put(&path, text.as_bytes())).map(|()| path)
