@@ -62,6 +62,7 @@ pub fn join(store: &Store, id: &str, bundle: &Bundle, sandbox: &str) -> Result<M
     let record = store.change(id, |record| {
         record.vm = Some(vm.clone());
         record.share = share.used.clone();
+        record.resources = bundle.resources().cloned().unwrap_or_default();
     })?;
     fsd::attach(fsd, &share.new).map_err(crate::sandbox::Error::from)?;
     let namespaces = GuestNamespaces { sandbox: name(), containers };

@@ -49,6 +49,23 @@ check podman::kill podman kill d
 check podman::wait says 137 podman wait d
 check podman::rm podman rm d
 check podman::terminal says /dev/pts/0 on_terminal "command podman --root $work/root --runroot $work/runroot --tmpdir $work/tmp --storage-driver vfs --cgroup-manager=cgroupfs --events-backend=file --runtime $RT run --rm --net=none -t bb:1 tty"
+
+# A pod is one machine: one kernel, one host name, one IPC namespace; each container ends for itself.
+seen() { podman exec "$1" sh -c 'cat /proc/sys/kernel/random/boot_id; hostname; readlink /proc/self/ns/ipc'; }
+pod() {
+  podman pod create --name p --net none --infra-image bb:1 --infra-command 'sleep 1000' >/dev/null && podman pod start p || return
+  for name in one two; do
+    podman run -d --pod p --name $name bb:1 sh -c 'trap "exit 3" TERM; while :; do sleep 0.1; done' || return
+  done
+  [ "$(seen one)" = "$(seen two)" ] && [ "$(seen one | wc -l)" = 3 ]
+}
+check podman::pod_is_one_machine pod
+check podman::pod_member_stops podman stop -t 20 one
+check podman::pod_others_go_on says "3 exited
+0 running" podman inspect -f '{{.State.ExitCode}} {{.State.Status}}' one two
+check podman::pod_stops podman pod stop -t 20 p
+check podman::pod_member_exit_code says 3 podman inspect -f '{{.State.ExitCode}}' two
 podman rm -fa >/dev/null 2>&1
+podman pod rm -fa >/dev/null 2>&1
 check podman::nothing_is_left no_processes_of "$work"
 summary
