@@ -35,7 +35,7 @@ guest_packages := binutils xz-utils zstd cpio
 run_packages := qemu-system-x86 busybox-static
 kernel_packages := gcc libc6-dev make flex bison bc perl libelf-dev libssl-dev binutils xz-utils cpio
 test_packages := $(run_packages) util-linux
-caller_packages := $(test_packages) conmon podman containerd docker.io python3
+caller_packages := $(test_packages) conmon podman containerd docker.io python3 python3-grpcio python3-protobuf protobuf-compiler containernetworking-plugins
 conformance_packages := $(test_packages) bats gawk jq gcc libc6-dev dpkg-dev procps runc
 bench_packages := $(test_packages) runc crun
 

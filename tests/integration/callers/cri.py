@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 
 import grpc
 from google.protobuf import json_format
@@ -32,13 +31,13 @@ METHODS = {
 }
 
 
-def messages():
-    """The module that protoc makes of cri.proto."""
-    with tempfile.TemporaryDirectory() as out:
-        subprocess.run(["protoc", "-I", HERE, "--python_out", out, "cri.proto"], check=True)
-        sys.path.insert(0, out)
-        import cri_pb2
-        return cri_pb2
+def messages(place):
+    """The module that protoc makes of cri.proto, made once in this directory."""
+    if not os.path.exists(os.path.join(place, "cri_pb2.py")):
+        subprocess.run(["protoc", "-I", HERE, "--python_out", place, "cri.proto"], check=True)
+    sys.path.insert(0, place)
+    import cri_pb2
+    return cri_pb2
 
 
 def request(fields):
@@ -59,7 +58,7 @@ def request(fields):
 
 def main():
     socket, method, *fields = sys.argv[1:]
-    module = messages()
+    module = messages(os.path.dirname(socket))
     asked, answered = (getattr(module, name) for name in METHODS[method])
     message = json_format.ParseDict(request(fields), asked())
     with grpc.insecure_channel("unix://" + socket) as channel:

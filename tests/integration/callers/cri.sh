@@ -26,6 +26,7 @@ state = "$work/state"
     conf_dir = "$work/cni"
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "native"
+    default_runtime_name = "rt"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.rt]
       runtime_type = "io.containerd.rt.v2"
       privileged_without_host_devices = true
@@ -74,7 +75,6 @@ started() { cri StartContainer container_id="$1" >/dev/null; }
 in_state() { [ "$(cri ContainerStatus container_id="$1" | field status.state)" = "$2" ]; }
 executed() { cri ExecSync container_id="$1" "cmd=[\"sh\", \"-c\", \"$2\"]" timeout=60 | python3 -c 'import base64, json, sys; reply = json.load(sys.stdin); sys.stdout.write(base64.b64decode(reply["stdout"]).decode()); sys.exit(reply["exit_code"])'; }
 logged() { grep -q "stdout F $2" "$work/logs/$1.log"; }
-machines() { pgrep -f "name rt-$pod|rt vmm .*$pod|guest=$pod" | wc -l; }
 
 check cri::pod_runs ran rt
 pod=$(cat "$work/pod" 2>/dev/null)
@@ -93,10 +93,12 @@ check cri::log within 30 logged two up
 check cri::exec says inside executed "$one" 'echo inside'
 check cri::exec_exit_code exits 4 executed "$two" 'exit 4'
 check cri::hostname_is_the_pods says pod-host executed "$two" hostname
-same_machine() { [ "$(executed "$one" 'cat /proc/sys/kernel/random/boot_id')" = "$(executed "$two" 'cat /proc/sys/kernel/random/boot_id')" ]; }
-check cri::one_machine same_machine
-other_machine() { [ "$(executed "$one" 'cat /proc/sys/kernel/random/boot_id')" != "$(cat /proc/sys/kernel/random/boot_id)" ]; }
-check cri::not_the_hosts other_machine
+one_machine() {
+  local first second
+  first=$(executed "$one" 'cat /proc/sys/kernel/random/boot_id') && second=$(executed "$two" 'cat /proc/sys/kernel/random/boot_id') &&
+    [ "$first" = "$second" ] && [ "$first" != "$(cat /proc/sys/kernel/random/boot_id)" ]
+}
+check cri::one_machine one_machine
 statistics() {
   local stats; stats=$(cri ContainerStats container_id="$one")
   echo "$stats"
