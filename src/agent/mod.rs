@@ -15,7 +15,7 @@ use rt_proto::messages::{
     ReadLogRequest, ReleaseShareRequest, ResizeTerminalRequest, SignalProcessRequest, UpdateContainerRequest,
     WatchOomRequest,
 };
-pub use rt_proto::messages::{LogRecord, ProcessInfo};
+pub use rt_proto::messages::{LogRecord, PreservedDescriptor, ProcessInfo};
 use rt_proto::service::AgentClient;
 use rt_proto::{AGENT_PORT, Beacon, PROTOCOL_VERSION, STREAM_PORT};
 
@@ -55,12 +55,16 @@ pub struct Agent {
 }
 
 /// The names of a process's streams, as [`open_stream`] gave them; 0 where there is none.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct StreamNames {
     pub stdin: u64,
     pub stdout: u64,
     pub stderr: u64,
     pub terminal: u64,
+    /// What the process tells its service manager; only of a container's own.
+    pub notify: u64,
+    /// Its descriptors from 3 on.
+    pub preserved: Vec<PreservedDescriptor>,
 }
 
 /// How a process ended.
@@ -177,17 +181,23 @@ impl Agent {
             terminal: streams.terminal,
             terminal_rows: rows.into(),
             terminal_columns: columns.into(),
+            notify: streams.notify,
+            preserved: streams.preserved,
             lifeline,
             ..Default::default()
         };
         self.call("CreateContainer", |context| self.client.create_container(context, &request)).map(drop)
     }
 
+    /// Lets a container's process run; where it has `hooks` to run first, that takes as long as it takes.
+    ///
     /// # Errors
     /// [`Error`]
-    pub fn start_container(&self, id: &str) -> Result<(), Error> {
+    pub fn start_container(&self, id: &str, hooks: bool) -> Result<(), Error> {
         let request = ContainerRequest { container_id: id.into(), ..Default::default() };
-        self.call("StartContainer", |context| self.client.start_container(context, &request)).map(drop)
+        let patient =
+            Self { client: self.client.clone(), timeout: if hooks { Duration::MAX } else { self.timeout } };
+        patient.call("StartContainer", |context| self.client.start_container(context, &request)).map(drop)
     }
 
     /// Runs another process in a container. `process` is the runtime-spec's object as JSON, `exec_id` the caller's choice,
@@ -216,6 +226,7 @@ impl Agent {
             terminal_rows: rows.into(),
             terminal_columns: columns.into(),
             cgroup: cgroup.into(),
+            preserved: streams.preserved,
             ..Default::default()
         };
         self.call("ExecProcess", |context| self.client.exec_process(context, &request)).map(drop)

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount, Spec};
+use oci_spec::runtime::{Hook, Hooks, LinuxNamespace, LinuxNamespaceType, Mount, Spec};
 
 /// Where the guest finds what the host serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub struct GuestPaths {
     pub root: PathBuf,
     /// The source of each bind mount, by its index in `mounts`.
     pub binds: BTreeMap<usize, PathBuf>,
+    /// The programs of the createContainer hooks.
+    pub hooks: Vec<PathBuf>,
 }
 
 /// Whose namespaces a path of the host's means in the guest: a container that joins a pod names those of the process that
@@ -44,6 +46,7 @@ pub fn is_bind(mount: &Mount) -> bool {
 /// - Namespaces lose their host paths; in a pod they get the guest's of the container that was meant. The network namespace
 ///   goes: the VM's own is the container's.
 /// - Labels and profiles of the host's security modules go, as the guest has none of them and the VM is what isolates.
+/// - Of the hooks those stay that run in the guest; the programs of createContainer are the host's, served by the share.
 /// - cgroupsPath goes, being the host's; so do limits on host devices, what only cgroup v1 had, and the numbers of
 ///   the host's CPUs and memory nodes, which bind the VM. All other limits stay and hold in the guest.
 pub fn guest_spec(host: &Spec, paths: &GuestPaths, pod: Option<&GuestNamespaces>) -> Spec {
@@ -60,7 +63,7 @@ pub fn guest_spec(host: &Spec, paths: &GuestPaths, pod: Option<&GuestNamespaces>
         process.set_apparmor_profile(None);
         process.set_selinux_label(None);
     }
-    spec.set_hooks(None);
+    spec.set_hooks(spec.hooks().as_ref().and_then(|hooks| guest_hooks(hooks, &paths.hooks)));
     if let Some(linux) = spec.linux_mut() {
         linux.set_mount_label(None);
         linux.set_cgroups_path(None);
@@ -85,6 +88,24 @@ pub fn guest_spec(host: &Spec, paths: &GuestPaths, pod: Option<&GuestNamespaces>
         }
     }
     spec
+}
+
+/// Those that run in the guest.
+fn guest_hooks(hooks: &Hooks, programs: &[PathBuf]) -> Option<Hooks> {
+    let some = |hooks: &Option<Vec<Hook>>| hooks.clone().filter(|hooks| !hooks.is_empty());
+    let (mut create, start) = (some(hooks.create_container()), some(hooks.start_container()));
+    for (hook, program) in create.iter_mut().flatten().zip(programs) {
+        // The name that the program is called by stays the host's.
+        if hook.args().is_none() {
+            hook.set_args(Some(vec![hook.path().display().to_string()]));
+        }
+        hook.set_path(program.clone());
+    }
+    (create.is_some() || start.is_some()).then(|| {
+        let mut hooks = Hooks::default();
+        hooks.set_create_container(create).set_start_container(start);
+        hooks
+    })
 }
 
 fn guest_namespace(namespace: &LinuxNamespace, pod: Option<&GuestNamespaces>) -> Option<LinuxNamespace> {
@@ -130,7 +151,8 @@ mod tests {
             },
         }))
         .unwrap();
-        let paths = GuestPaths { root: "/g/rootfs".into(), binds: [(1, "/g/m/1".into())].into() };
+        let paths =
+            GuestPaths { root: "/g/rootfs".into(), binds: [(1, "/g/m/1".into())].into(), hooks: Vec::new() };
         let guest = serde_json::to_value(guest_spec(&host, &paths, None)).unwrap();
         assert_eq!(guest["root"], json!({"path": "/g/rootfs", "readonly": true}));
         assert_eq!(guest["mounts"][1]["source"], "/g/m/1");
@@ -155,7 +177,7 @@ mod tests {
             ]},
         }))
         .unwrap();
-        let paths = GuestPaths { root: "/".into(), binds: [].into() };
+        let paths = GuestPaths { root: "/".into(), binds: [].into(), hooks: Vec::new() };
         let pod = GuestNamespaces {
             sandbox: "p".into(),
             containers: [(5, "p".to_owned()), (7, "a".to_owned())].into(),

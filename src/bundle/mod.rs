@@ -57,6 +57,14 @@ pub enum Error {
     NoRootfs { path: PathBuf },
     #[error("rootfs ({path}) is not a directory")]
     RootfsKind { path: PathBuf },
+    /// Wording as for the hooks that run on the host.
+    #[error("error running createContainer hook #{index}: {path}")]
+    Hook {
+        index: usize,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("error mounting {source_path:?} to rootfs at {destination:?}: stat {source_path}")]
     BindSource {
         source_path: String,
@@ -162,13 +170,6 @@ fn validate(path: &Path, spec: &Spec) -> Result<(), Error> {
     }
     if let Some(problem) = notification(spec) {
         return Err(field("linux.seccomp", problem));
-    }
-    if let Some(hooks) = spec.hooks()
-        && (hooks.create_container().is_some() || hooks.start_container().is_some())
-    {
-        let problem =
-            "createContainer and startContainer are not supported yet; use createRuntime or poststart";
-        return Err(field("hooks", problem));
     }
     Ok(())
 }

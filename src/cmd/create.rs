@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use super::Global;
 use crate::bundle::Bundle;
 use crate::config::Config;
-use crate::container::{self, Console, MonitorProcess, Request, Task};
+use crate::container::{
+    self, Console, FIRST_PRESERVED, MONITORS_PRESERVED, MonitorProcess, PreserveRange, Request, Task,
+};
 
 /// Flags of `create` and `run`.
 #[derive(Debug, clap::Args)]
@@ -28,7 +30,7 @@ pub struct Creation {
     /// Accepted for runc's sake: the host's keyring never reaches the guest
     #[arg(long)]
     pub no_new_keyring: bool,
-    /// Pass this many descriptors beyond the standard streams; only 0 can be had across a VM
+    /// Pass this many descriptors beyond the standard streams: pipes and connected stream sockets
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,
 }
@@ -49,25 +51,15 @@ impl Creation {
     /// # Errors
     /// A flag asks for what a virtual machine cannot give.
     pub fn request(&self, global: &Global, id: &str) -> anyhow::Result<Request> {
-        if self.preserve_fds > 0 {
-            anyhow::bail!(
-                "cannot pass {} more descriptors into the container: a descriptor of the host means nothing in a \
-                 virtual machine; call without --preserve-fds",
-                self.preserve_fds
-            );
-        }
         if let Some(count) = listen_fds(|name| std::env::var(name).ok(), std::process::id()) {
             anyhow::bail!(
                 "cannot pass the {count} listening sockets of LISTEN_FDS into the container: a descriptor of the host \
                  means nothing in a virtual machine; call without LISTEN_FDS, and let the container listen itself"
             );
         }
-        if std::env::var_os("NOTIFY_SOCKET").is_some() {
-            // Callers pass their own on without thinking; the container does not miss what it does not know of.
-            tracing::warn!(
-                "NOTIFY_SOCKET is not forwarded: the container's process cannot tell systemd that it is ready"
-            );
-        }
+        let preserve = PreserveRange { first: FIRST_PRESERVED, count: self.preserve_fds };
+        preserve.check()?;
+        let notify_socket = std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty());
         Ok(Request {
             id: id.into(),
             bundle: std::path::absolute(&self.bundle)?,
@@ -75,6 +67,8 @@ impl Creation {
             systemd_cgroup: global.systemd_cgroup,
             rootless: global.rootless(),
             console_socket: self.console_socket.as_deref().map(std::path::absolute).transpose()?,
+            notify_socket: notify_socket.map(PathBuf::from),
+            preserve,
             start: false,
             keep: true,
             trace: None,
@@ -86,8 +80,9 @@ impl Creation {
     ///
     /// # Errors
     /// The container did not come up, or its PID cannot be told; nothing of it is left then.
-    pub fn detach(&self, global: &Global, config: &Config, request: Request) -> anyhow::Result<()> {
+    pub fn detach(&self, global: &Global, config: &Config, mut request: Request) -> anyhow::Result<()> {
         self.check_terminal(&request, true)?;
+        request.preserve.first = MONITORS_PRESERVED;
         let id = request.id.clone();
         let monitor = container::start_monitor(
             Task::Container { request: Box::new(request), config: Box::new(config.clone()) },

@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 
 use super::Global;
 use crate::config::Config;
-use crate::container::{self, Console, ExecRequest, MonitorProcess, Task};
+use crate::container::{
+    self, Console, ExecRequest, FIRST_PRESERVED, MONITORS_PRESERVED, MonitorProcess, PreserveRange, Task,
+};
 
 /// Run another process in a container
 #[derive(Debug, clap::Args)]
@@ -55,7 +57,7 @@ pub struct Arguments {
     /// Add a capability; may be given again
     #[arg(short, long, value_name = "CAPABILITY", value_parser = parse_capability)]
     cap: Vec<Capability>,
-    /// Pass this many descriptors beyond the standard streams; only 0 can be had across a VM
+    /// Pass this many descriptors beyond the standard streams: pipes and connected stream sockets
     #[arg(long, value_name = "N", default_value_t = 0)]
     preserve_fds: u32,
     /// Run it in this cgroup below the container's
@@ -90,13 +92,9 @@ impl Arguments {
     }
 
     fn request(&self, global: &Global) -> anyhow::Result<ExecRequest> {
-        if self.preserve_fds > 0 {
-            anyhow::bail!(
-                "cannot pass {} more descriptors into the container: a descriptor of the host means nothing in a \
-                 virtual machine; call without --preserve-fds",
-                self.preserve_fds
-            );
-        }
+        let first = if self.detach { MONITORS_PRESERVED } else { FIRST_PRESERVED };
+        let preserve = PreserveRange { first, count: self.preserve_fds };
+        PreserveRange { first: FIRST_PRESERVED, ..preserve }.check()?;
         let store = global.store();
         let process = match &self.process {
             Some(path) => {
@@ -114,6 +112,7 @@ impl Arguments {
             cgroup: self.cgroup.clone(),
             ignore_paused: self.ignore_paused,
             detached: self.detach,
+            preserve,
         })
     }
 
@@ -188,7 +187,9 @@ fn parse_user(text: &str) -> Result<(u32, u32), String> {
 }
 
 fn parse_capability(text: &str) -> Result<Capability, String> {
-    text.parse().map_err(|_| format!("unknown capability {text:?}"))
+    // As config.json has them: the parser of the type itself knows no prefix.
+    serde_json::from_value(text.into())
+        .map_err(|_| format!("unknown capability {text:?}; give a name as CAP_KILL"))
 }
 
 #[cfg(test)]
@@ -209,5 +210,11 @@ mod tests {
         assert_eq!(parse_user("5"), Ok((5, 0)));
         assert_eq!(parse_user("5:6"), Ok((5, 6)));
         assert!(parse_user("root").is_err() && parse_user("1:").is_err());
+    }
+
+    #[test]
+    fn capabilities_have_their_kernels_names() {
+        assert_eq!(parse_capability("CAP_NET_ADMIN"), Ok(Capability::NetAdmin));
+        assert!(parse_capability("CAP_FLY").is_err() && parse_capability("").is_err());
     }
 }

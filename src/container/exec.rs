@@ -13,7 +13,7 @@ use super::console::Console;
 use super::record::{Status, Store};
 use super::signals::Signals;
 use super::stdio::{Pumps, Stdio, Streams};
-use super::{Error, KILLED, system, wait};
+use super::{Error, KILLED, lifecycle, preserve, system, wait};
 use crate::agent::{self, Agent};
 use crate::cgroup;
 use crate::config::Config;
@@ -34,6 +34,8 @@ pub struct ExecRequest {
     pub ignore_paused: bool,
     /// This process stands for the other one only, and so counts as the container's on the host, too.
     pub detached: bool,
+    /// The process's descriptors beyond the standard ones.
+    pub preserve: preserve::Range,
 }
 
 /// A process that was executed in a container.
@@ -68,13 +70,14 @@ impl Exec {
         let timeout = match record.status() {
             // It is frozen at its first instruction, until the container is resumed.
             Status::Paused => Duration::MAX,
-            _ => Duration::from_millis(config.agent.timeout_ms),
+            _ => lifecycle::patience(vm, config),
         };
         let agent = Agent::connect(&vm.vsock, timeout)?;
         let terminal = request.process.terminal().unwrap_or(false);
         let size = request.process.console_size();
         let (console, ends) = streams.open(terminal, request.console_socket.as_deref(), size)?;
-        let (stdio, names) = Stdio::open(&vm.vsock, terminal, ends)?;
+        let (stdio, mut names) = Stdio::open(&vm.vsock, terminal, ends)?;
+        let moving = preserve::open(request.preserve.take()?, &vm.vsock, &mut names)?;
         let exec_id = format!("{:016x}", random::non_zero().map_err(system("make an ID"))?);
         let process = serde_json::to_vec(&request.process).expect("a process has only string keys");
         let size = console.as_ref().and_then(Console::size);
@@ -83,7 +86,8 @@ impl Exec {
             let watch = signals.watch_process(&agent, &request.id, &exec_id, console);
             watch.map_err(system("watch signals"))?;
         }
-        let pumps = stdio.start().map_err(system("start the standard streams"))?;
+        let mut pumps = stdio.start().map_err(system("start the standard streams"))?;
+        moving.start(&mut pumps).map_err(system("start the preserved descriptors' streams"))?;
         Ok(Self { agent, id: request.id.clone(), exec_id, pumps })
     }
 

@@ -1,4 +1,5 @@
 //! The hooks that run on the host: prestart, createRuntime, poststart and poststop (runtime-spec config.md#posix-platform-hooks).
+//! createContainer and startContainer run in the guest; `share` serves the former's programs.
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -64,6 +65,11 @@ impl Moment {
         };
         hooks.as_deref().unwrap_or_default()
     }
+}
+
+/// Whether the guest runs hooks when the container is started.
+pub fn has_start_hooks(hooks: &Option<Hooks>) -> bool {
+    hooks.as_ref().and_then(|hooks| hooks.start_container().as_ref()).is_some_and(|hooks| !hooks.is_empty())
 }
 
 /// Runs the hooks of one moment in their order; `state` is the container's state as JSON.

@@ -21,7 +21,7 @@ use super::stats::Stats;
 use super::{Error, pod};
 use crate::agent::{Agent, LogRecord, OomWatch, ProcessInfo};
 use crate::config::Config;
-use crate::hypervisor;
+use crate::hypervisor::{self, Kind, VmRecord};
 use crate::sys::pidfd::{self, ProcessId};
 
 /// How long a container that is deleted by force may take to end in order, so that its files are written back.
@@ -35,7 +35,16 @@ const QUICK: Duration = Duration::from_secs(2);
 /// [`Error::NotRunning`] when the record names no VM; else what connecting says.
 pub fn agent(record: &Record, config: &Config) -> Result<Agent, Error> {
     let vm = record.vm.as_ref().ok_or(Error::NotRunning)?;
-    Ok(Agent::connect(&vm.vsock, Duration::from_millis(config.agent.timeout_ms))?)
+    Ok(Agent::connect(&vm.vsock, patience(vm, config))?)
+}
+
+/// How long a guest may take to answer. QEMU's most often is emulated.
+pub fn patience(vm: &VmRecord, config: &Config) -> Duration {
+    let factor = match vm.kind {
+        Kind::Qemu => 4,
+        Kind::Kvm => 1,
+    };
+    Duration::from_millis(config.agent.timeout_ms) * factor
 }
 
 /// Lets a created container's process run.
@@ -50,7 +59,7 @@ pub fn start(store: &Store, config: &Config, id: &str) -> Result<(), Error> {
         Status::Stopped => return Err(Error::Ended),
         Status::Creating | Status::Running | Status::Paused => return Err(Error::AlreadyStarted),
     }
-    agent(&record, config)?.start_container(id)?;
+    agent(&record, config)?.start_container(id, hooks::has_start_hooks(&record.hooks))?;
     record.status = Status::Running;
     state.write(&record)?;
     drop(state);

@@ -12,7 +12,9 @@ mod hooks;
 mod id;
 mod lifecycle;
 mod monitor;
+mod notify;
 mod pod;
+mod preserve;
 mod record;
 mod signals;
 mod state;
@@ -34,11 +36,14 @@ pub use lifecycle::{
     watch_oom,
 };
 pub use monitor::Monitor;
+pub use preserve::{FIRST as FIRST_PRESERVED, Range as PreserveRange};
 pub use record::{Error as StateError, Record, Status, Store};
 pub use state::StateView;
 pub use stats::Stats;
 pub use stdio::{Ends, Streams};
-pub use task::{MonitorProcess, Task, main as monitor_main, start as start_monitor};
+pub use task::{
+    MonitorProcess, PRESERVED as MONITORS_PRESERVED, Task, main as monitor_main, start as start_monitor,
+};
 pub use usage::{Guest as GuestUsage, Host as HostUsage, Usage, usage};
 
 use crate::bundle;
@@ -85,6 +90,8 @@ pub enum Error {
     Hypervisor(#[from] hypervisor::Error),
     #[error(transparent)]
     Cgroup(#[from] cgroup::Error),
+    #[error(transparent)]
+    Preserve(#[from] preserve::Error),
     #[error("cannot {what}")]
     System {
         what: &'static str,
@@ -150,6 +157,10 @@ pub struct Request {
     pub rootless: bool,
     /// Who gets the upper end of the container's terminal.
     pub console_socket: Option<PathBuf>,
+    /// Where the service manager listens that is to hear of the container's process.
+    pub notify_socket: Option<PathBuf>,
+    /// The process's descriptors beyond the standard ones.
+    pub preserve: preserve::Range,
     /// The container is started as soon as it has been created.
     pub start: bool,
     /// The container's state stays when it has ended, until it is deleted.

@@ -8,10 +8,12 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::console::Console;
 use super::hooks::{self, Moment};
+use super::notify;
+use super::preserve::{self, Preserved};
 use super::record::{self, Record, Status, Store};
 use super::signals::{Signals, Watch};
 use super::state::StateView;
@@ -27,6 +29,7 @@ use crate::log;
 use crate::sandbox::{self, Booting, Joined, Plan, Sandbox, Size, Timeline};
 use crate::share;
 use crate::sys::pidfd::ProcessId;
+use crate::sys::random;
 
 /// Threads of VMM, file server and monitor beyond the container's own limit of processes.
 const TASKS_OVERHEAD: u32 = 512;
@@ -137,12 +140,14 @@ impl Monitor {
     /// # Errors
     /// [`Error`]
     pub fn create(&mut self, streams: Streams, signals: Option<Signals>) -> Result<(), Error> {
-        share::lay_mount_points(&self.bundle);
+        let preserved = self.request.preserve.take()?;
+        let notify = self.request.notify_socket.as_ref().map(|_| notify::mount(&self.request.id));
+        share::lay_mount_points(&self.bundle, notify.as_slice());
         let (spec, watch) = match self.role.clone() {
             Role::Member(sandbox) => self.join(&sandbox, signals)?,
             Role::Alone | Role::Sandbox => self.boot(signals)?,
         };
-        let console = self.make(spec, streams)?;
+        let console = self.make(spec, streams, preserved)?;
         if let Some(watch) = watch {
             let agent = self.agent()?.clone();
             watch.forward_to(&agent, &self.request.id, console).map_err(Error::Interrupted)?;
@@ -155,7 +160,7 @@ impl Monitor {
     /// # Errors
     /// [`Error`]
     pub fn start(&mut self) -> Result<(), Error> {
-        self.agent()?.start_container(&self.request.id)?;
+        self.agent()?.start_container(&self.request.id, hooks::has_start_hooks(&self.record.hooks))?;
         self.timeline.mark("container.started");
         self.record = self.store.change(&self.request.id, |record| record.status = Status::Running)?;
         let state = StateView::for_hook(&self.record, Status::Running);
@@ -273,7 +278,7 @@ impl Monitor {
     }
 
     /// Starts a machine for the container: its spec as the guest gets it.
-    fn boot(&mut self, signals: Option<Signals>) -> Result<(Vec<u8>, Option<Watch>), Error> {
+    fn boot(&mut self, signals: Option<Signals>) -> Result<(Spec, Option<Watch>), Error> {
         let share = share::plan(&self.request.id, &self.bundle, &[])?;
         let spec = guest_spec(&self.bundle.spec, &share.paths, None);
         let booting = self.launch(share)?;
@@ -287,11 +292,11 @@ impl Monitor {
             None => error.into(),
         })?;
         self.place = Some(Place::Own(Box::new(sandbox)));
-        Ok((to_json(&spec), watch))
+        Ok((spec, watch))
     }
 
     /// Joins the machine of another container: likewise.
-    fn join(&mut self, sandbox: &str, signals: Option<Signals>) -> Result<(Vec<u8>, Option<Watch>), Error> {
+    fn join(&mut self, sandbox: &str, signals: Option<Signals>) -> Result<(Spec, Option<Watch>), Error> {
         let watch = signals.map(|signals| signals.watch_boot(None)).transpose();
         let watch = watch.map_err(system("watch signals"))?;
         self.enter_cgroup(0, self.bundle.resources().cloned().as_ref())?;
@@ -310,7 +315,7 @@ impl Monitor {
         self.place = Some(Place::Joined(sandbox::join(&membership.vm, timeout)?));
         self.timeline.mark("agent.connected");
         let spec = guest_spec(&self.bundle.spec, &membership.share.paths, Some(&membership.namespaces));
-        Ok((to_json(&spec), watch))
+        Ok((spec, watch))
     }
 
     fn launch(&mut self, share: share::Plan) -> Result<Booting, Error> {
@@ -379,7 +384,12 @@ impl Monitor {
         Ok(hooks::run(Moment::CreateRuntime, &self.record.hooks, &state)?)
     }
 
-    fn make(&mut self, spec: Vec<u8>, streams: Streams) -> Result<Option<Console>, Error> {
+    fn make(
+        &mut self,
+        mut spec: Spec,
+        streams: Streams,
+        preserved: Vec<Preserved>,
+    ) -> Result<Option<Console>, Error> {
         let process = self.bundle.spec.process().as_ref();
         let size = process.and_then(|process| process.console_size());
         let terminal = self.bundle.terminal();
@@ -389,12 +399,21 @@ impl Monitor {
             Place::Own(sandbox) => (sandbox.vm.record().vsock, 0),
             Place::Joined(joined) => (joined.vsock.clone(), joined.lifeline),
         };
-        let (stdio, names) = Stdio::open(&vsock, terminal, ends)?;
+        let (stdio, mut names) = Stdio::open(&vsock, terminal, ends)?;
+        let moving = preserve::open(preserved, &vsock, &mut names)?;
+        if let Some(socket) = &self.request.notify_socket {
+            notify::prepare(&mut spec, &self.request.id);
+            names.notify = random::non_zero().map_err(system("make a stream's name"))?;
+            let stream = agent::open_stream(&vsock, names.notify)?;
+            notify::forward(stream, socket).map_err(system("forward notifications"))?;
+        }
         let size = console.as_ref().and_then(Console::size);
-        place.agent().create_container(&self.request.id, spec, names, size, lifeline)?;
+        place.agent().create_container(&self.request.id, to_json(&spec), names, size, lifeline)?;
         self.timeline.mark("container.created");
         self.record = self.store.change(&self.request.id, |record| record.status = Status::Created)?;
-        self.pumps = Some(stdio.start().map_err(system("start the standard streams"))?);
+        let mut pumps = stdio.start().map_err(system("start the standard streams"))?;
+        moving.start(&mut pumps).map_err(system("start the preserved descriptors' streams"))?;
+        self.pumps = Some(pumps);
         Ok(console)
     }
 
@@ -416,7 +435,7 @@ fn is_lost(error: &Error) -> bool {
     matches!(error, Error::Agent(agent::Error::Transport { .. }) | Error::NotRunning)
 }
 
-fn to_json(spec: &oci_spec::runtime::Spec) -> Vec<u8> {
+fn to_json(spec: &Spec) -> Vec<u8> {
     serde_json::to_vec(spec).expect("a spec has only string keys")
 }
 

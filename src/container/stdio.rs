@@ -162,7 +162,7 @@ fn null() -> Result<End, agent::Error> {
 
 /// Running pumps. The one of standard input ends with the process: nobody can wake a read(2) of a foreign descriptor.
 pub struct Pumps {
-    outputs: Vec<JoinHandle<()>>,
+    pub(super) outputs: Vec<JoinHandle<()>>,
 }
 
 impl Pumps {
@@ -189,7 +189,11 @@ fn pump_out(name: &str, stream: &UnixStream, end: &End) {
     let _ = stream.shutdown(Shutdown::Both);
 }
 
-fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+/// Moves bytes from one descriptor to another until the end of either.
+///
+/// # Errors
+/// What read(2) and write(2) say.
+pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
         let length = fd::read(from, &mut buffer)?;

@@ -19,6 +19,7 @@ use nix::unistd::pipe2;
 use serde::{Deserialize, Serialize};
 
 use super::exec::{self, ExecRequest};
+use super::preserve::{self, Range};
 use super::{Error, Request, system};
 use crate::config::Config;
 use crate::log;
@@ -36,6 +37,15 @@ pub enum Task {
 }
 
 impl Task {
+    /// Of the command that starts the monitor.
+    fn preserved(&self) -> Range {
+        let range = match self {
+            Self::Container { request, .. } => request.preserve,
+            Self::Exec { request, .. } => request.preserve,
+        };
+        Range { first: preserve::FIRST, ..range }
+    }
+
     fn id(&self) -> &str {
         match self {
             Self::Container { request, .. } => &request.id,
@@ -60,6 +70,8 @@ enum Report {
 
 const ORDER: i32 = 3;
 const REPORT: i32 = 4;
+/// Where a monitor finds the descriptors that the container's process is to have.
+pub const PRESERVED: i32 = 5;
 /// The exit code of a monitor whose container or process was lost: its machine died, most likely.
 const LOST: u8 = 255;
 /// A report is one error message.
@@ -116,11 +128,15 @@ impl MonitorProcess {
 /// What the monitor reports, in its words; or that it could not be started.
 pub fn start(task: Task, log: log::Settings) -> Result<MonitorProcess, Error> {
     let id = CString::new(task.id()).map_err(|error| system("name the monitor")(error.into()))?;
+    let preserved = task.preserved().numbers().map(fd::borrowed).collect::<std::io::Result<Vec<_>>>();
+    let preserved = preserved.map_err(system("pass descriptors on"))?;
     let order = Order { task, log };
     let order = serde_json::to_vec(&order).expect("an order has only string keys");
     let order = fd::memory_file(c"rt-order", &order).map_err(system("write the monitor's order"))?;
     let (report, reporter) = pipe2(OFlag::O_CLOEXEC).map_err(|e| system("make a pipe")(e.into()))?;
-    let descriptors = [fd::standard(0), fd::standard(1), fd::standard(2), order.as_fd(), reporter.as_fd()];
+    let mut descriptors =
+        vec![fd::standard(0), fd::standard(1), fd::standard(2), order.as_fd(), reporter.as_fd()];
+    descriptors.extend(preserved);
     let program = Program {
         path: c"/proc/self/exe",
         arguments: &[c"rt".into(), c"monitor".into(), id],

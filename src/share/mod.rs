@@ -1,7 +1,7 @@
 //! What of the host's files the guest sees: the plan of the sandbox's one share, as plain data. `fsd` serves it.
 //!
-//! The share's root holds a folder for each container: `FOLDER/rootfs`, and `FOLDER/mounts/N` for the bind mount with index N, unless another
-//! container serves that already.
+//! The share's root holds a folder for each container: `FOLDER/rootfs`, `FOLDER/mounts/N` for the bind mount with index N, unless another
+//! container serves that already, and `FOLDER/hooks/N` for the program of the createContainer hook with index N.
 //! The guest mounts the share at `rt_proto::SHARE_DIR`.
 
 mod mount_points;
@@ -49,7 +49,7 @@ pub struct Plan {
 /// # Errors
 /// [`Error::BindSource`] when the source of a bind mount does not exist.
 pub fn plan(folder: &str, bundle: &Bundle, served: &[Used]) -> Result<Plan, Error> {
-    let paths = GuestPaths { root: PathBuf::new(), binds: Default::default() };
+    let paths = GuestPaths { root: PathBuf::new(), binds: Default::default(), hooks: Vec::new() };
     let mut plan = Plan { used: Vec::new(), new: Vec::new(), paths };
     let readonly = bundle.spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
     let rootfs = |source| Error::Dir { path: bundle.rootfs.clone(), source };
@@ -84,6 +84,17 @@ pub fn plan(folder: &str, bundle: &Bundle, served: &[Used]) -> Result<Plan, Erro
             plan.add(Used { entry: Entry { name, source, readonly }, file })
         };
         plan.paths.binds.insert(index, path);
+    }
+    let hooks = bundle.spec.hooks().as_ref().and_then(|hooks| hooks.create_container().as_ref());
+    for (index, hook) in hooks.into_iter().flatten().enumerate() {
+        let path = hook.path().clone();
+        let missing = |source| Error::Hook { index, path: path.clone(), source };
+        let source = path.canonicalize().map_err(missing)?;
+        let file = identity(&source).map_err(missing)?;
+        // One of its own, since a container may write to what it shares with others.
+        let name = Path::new(folder).join("hooks").join(index.to_string());
+        let path = plan.add(Used { entry: Entry { name, source, readonly: true }, file });
+        plan.paths.hooks.push(path);
     }
     Ok(plan)
 }

@@ -10,17 +10,19 @@ use std::path::{Component, Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{Mode, mkdirat};
+use oci_spec::runtime::Mount;
 
 use crate::bundle::{Bundle, is_bind};
 
 /// Makes the missing ones, where the root is read-only. What cannot be made is told by the guest, which then misses it.
-pub fn lay(bundle: &Bundle) {
+/// `more` are mounts beyond the bundle's.
+pub fn lay(bundle: &Bundle, more: &[Mount]) {
     let root = bundle.spec.root().as_ref();
     if !root.and_then(|root| root.readonly()).unwrap_or(false) {
         return;
     }
     let mut covered: Vec<PathBuf> = Vec::new();
-    for mount in bundle.spec.mounts().iter().flatten() {
+    for mount in bundle.spec.mounts().iter().flatten().chain(more) {
         let path = below_root(mount.destination());
         // Below another mount it is that one's.
         if !covered.iter().any(|other| path.starts_with(other)) {
@@ -85,7 +87,7 @@ mod tests {
         symlink("/run", rootfs.join("link")).unwrap();
         symlink("/../../../out", rootfs.join("escape")).unwrap();
         let spec = json!({"ociVersion": "1.0.2", "root": {"path": "rootfs", "readonly": readonly}, "mounts": mounts});
-        lay(&Bundle { dir: dir.path().into(), rootfs, spec: serde_json::from_value(spec).unwrap() });
+        lay(&Bundle { dir: dir.path().into(), rootfs, spec: serde_json::from_value(spec).unwrap() }, &[]);
         dir
     }
 

@@ -36,6 +36,20 @@ pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// A descriptor that this process was started with, if it is open. Nobody here may close it while it is in use.
+///
+/// # Errors
+/// EBADF when it is not open.
+pub fn borrowed(number: RawFd) -> io::Result<BorrowedFd<'static>> {
+    // SAFETY: fcntl on a number is memory-safe whatever the number; F_GETFD fails with EBADF unless it is open.
+    let result = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open (checked above), and callers name numbers that the process inherited and keeps.
+    Ok(unsafe { BorrowedFd::borrow_raw(number) })
+}
+
 /// Standard input, output or error: 0 to 2, which rt never closes.
 pub fn standard(number: RawFd) -> BorrowedFd<'static> {
     assert!((0..3).contains(&number), "{number} is no standard stream");

@@ -66,7 +66,7 @@ fn what_fails_leaves_nothing() {
     create(&bundle, &["--pid-file", "/no/such/dir/pid"])
         .fails(&["cannot write the PID file /no/such/dir/pid"]);
     bundle.leaves_nothing();
-    create(&bundle, &["--preserve-fds", "1"]).fails(&["cannot pass 1 more descriptor"]);
+    create(&bundle, &["--preserve-fds", "1"]).fails(&["cannot pass descriptor 3", "not open"]);
     create(&bundle, &["--console-socket", "/no/such/socket"]).fails(&["cannot use console socket if"]);
     bundle.config["process"]["terminal"] = json!(true);
     create(&bundle, &[]).fails(&["cannot allocate tty if runc will detach without setting console socket"]);

@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::shell::{Bundle, Processes, patience};
+use crate::shell::{Bundle, Ended, Processes, patience};
 
 const VERBS: [&str; 4] = ["create", "start", "exec", "delete"];
 /// Points in each verb.
@@ -38,7 +38,7 @@ fn bundle() -> Bundle {
 }
 
 /// One verb to its end, however it ends.
-fn verb(bundle: &Bundle, verb: &str) -> i32 {
+fn verb(bundle: &Bundle, verb: &str) -> Ended {
     let id = bundle.id.as_str();
     let dir = bundle.dir().to_str().expect("a path of ours");
     let args: &[&str] = match verb {
@@ -47,7 +47,7 @@ fn verb(bundle: &Bundle, verb: &str) -> i32 {
         other => &[other, id],
     };
     let script = if verb == "delete" { "exec \"$@\" --force" } else { "exec \"$@\"" };
-    bundle.rt_through(script, args).code
+    bundle.rt_through(script, args)
 }
 
 /// How long each verb takes here and now.
@@ -55,7 +55,7 @@ fn durations() -> HashMap<&'static str, Duration> {
     let bundle = bundle();
     let took = VERBS.map(|name| {
         let begin = Instant::now();
-        assert_eq!(verb(&bundle, name), 0, "{name}");
+        verb(&bundle, name).code(0);
         (name, begin.elapsed())
     });
     bundle.leaves_nothing();
@@ -84,7 +84,7 @@ fn strike(bundle: &Bundle, victim: Victim, verb: &str, ended: impl Fn() -> bool)
 fn life(victim: Victim, at: &str, after: Duration) -> bool {
     let bundle = bundle();
     for before in VERBS.iter().take_while(|name| **name != at) {
-        assert_eq!(verb(&bundle, before), 0, "{before}");
+        verb(&bundle, before).code(0);
     }
     let hit = thread::scope(|scope| {
         let running = scope.spawn(|| verb(&bundle, at));

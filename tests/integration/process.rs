@@ -94,6 +94,32 @@ fn oom_score_is_set() {
     }
 }
 
+/// Of the container's own process and of one that is executed.
+#[test]
+fn scheduling_is_set() {
+    let mut bundle = Bundle::new();
+    bundle.settings = "[hypervisor]\nvcpus = 2\n".into();
+    bundle.config["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 5});
+    bundle.config["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 6});
+    bundle.config["process"]["execCPUAffinity"] = json!({"initial": "0", "final": "1"});
+    bundle.config["linux"]["personality"] = json!({"domain": "LINUX32"});
+    // The fields nice and policy of proc_pid_stat(5).
+    let script = "awk '{ print $19, $41 }' /proc/self/stat; ionice -p $$; uname -m; grep Cpus_allowed_list /proc/self/status";
+    bundle.args(&["/bin/sh", "-c", &format!("{script}; sleep 1000")]);
+    let container = bundle.run_detached(&[]);
+    container.wrote("Cpus_allowed_list");
+    let all = ["5 3", "best-effort: prio 6", "i686"].join("\n");
+    assert_eq!(container.out(), format!("{all}\nCpus_allowed_list:\t0-1\n"));
+    container.sh(script).code(0).stderr("").stdout(format!("{all}\nCpus_allowed_list:\t1\n"));
+}
+
+#[test]
+fn scheduling_that_the_guest_refuses_is_told() {
+    let mut bundle = Bundle::new();
+    bundle.config["process"]["scheduler"] = json!({"policy": "SCHED_ISO"});
+    bundle.run(&["/bin/true"]).fails(&["scheduler"]);
+}
+
 #[test]
 fn annotations_and_unknown_fields_do_no_harm() {
     let mut bundle = Bundle::new();

@@ -48,6 +48,55 @@ fn a_wrong_value_of_any_flag_is_told() {
     }
 }
 
+/// The long flags of a verb, from its own help: name, and whether it wants a value.
+fn flags(bundle: &Bundle, verb: &[&str]) -> Vec<(String, bool)> {
+    let help = bundle.rt(&[verb, &["--help"]].concat());
+    help.code(0).stderr("");
+    let text = help.text();
+    let options = text.lines().filter_map(|line| {
+        let line = line.trim_start().strip_prefix('-')?;
+        let (_, name) = line.split_once("--").or_else(|| Some(("", line.strip_prefix('-')?)))?;
+        let end = name.find(|c: char| !c.is_ascii_alphanumeric() && c != '-').unwrap_or(name.len());
+        Some((format!("--{}", &name[..end]), name[end..].starts_with(" <")))
+    });
+    options.collect()
+}
+
+/// Of every verb: a flag without the value that it wants, one with a value that it does not want, and one that is not there.
+#[test]
+fn every_flag_of_every_verb_is_checked() {
+    let bundle = Bundle::new();
+    let verbs = [
+        "checkpoint",
+        "create",
+        "delete",
+        "events",
+        "exec",
+        "features",
+        "kill",
+        "list",
+        "pause",
+        "ps",
+        "restore",
+        "resume",
+        "run",
+        "spec",
+        "start",
+        "state",
+        "update",
+    ];
+    let mut seen = 0;
+    for verb in std::iter::once(&[][..]).chain(verbs.iter().map(std::slice::from_ref)) {
+        for (flag, wants_value) in flags(&bundle, verb) {
+            let wrong = if wants_value { flag.clone() } else { format!("{flag}=x") };
+            is_wrong(&bundle.rt(&[verb, &[&wrong]].concat()), &[&flag]);
+            seen += 1;
+        }
+        is_wrong(&bundle.rt(&[verb, &["--no-such-flag"]].concat()), &["--no-such-flag"]);
+    }
+    assert!(seen > 90, "{seen} flags");
+}
+
 #[test]
 fn the_reason_goes_to_the_log_too() {
     let bundle = Bundle::new();

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use oci_spec::runtime::{LinuxPersonalityDomain, Spec};
 
+use crate::notify::Notify;
 use crate::process::Process;
+use crate::report::Started;
 use crate::runner::{SPEC_FILE, bundle_dir};
 use crate::seccomp::{self, Filter};
 use crate::spec;
@@ -29,6 +31,9 @@ pub struct Container {
     common: OnceLock<Result<Common, String>>,
     /// Held while the container's cgroup is frozen or thawed.
     pub freezer: Mutex<()>,
+    /// Until it is started, where that has to be waited for.
+    pub started: Mutex<Option<Started>>,
+    pub notify: Mutex<Option<Notify>>,
 }
 
 /// What every process that is executed in the container gets from it.
@@ -59,6 +64,8 @@ impl Container {
             execs: Mutex::default(),
             common: OnceLock::new(),
             freezer: Mutex::default(),
+            started: Mutex::default(),
+            notify: Mutex::default(),
         }
     }
 

@@ -25,7 +25,7 @@ use crate::executor;
 use crate::link::{self, Exec, Outcome};
 use crate::lookup::words;
 use crate::seccomp::Filter;
-use crate::{kmsg, sys};
+use crate::{kmsg, schedule, sys};
 
 /// umask(2) of a process whose configuration names none.
 const UMASK: u32 = 0o022;
@@ -70,6 +70,11 @@ impl Order {
 /// first process, `fds` are those of [`link::Request::Exec`].
 pub fn run(exec: &Exec, fds: Vec<OwnedFd>, init: OwnedFd, socket: BorrowedFd<'_>) -> ! {
     let _ = SigSet::empty().thread_set_mask();
+    // Out of the way of the descriptors that the process is to have.
+    let Ok(socket) = sys::duplicate_above(socket, 3 + sys::MAX_DESCRIPTORS as RawFd) else {
+        sys::exit_now(255)
+    };
+    let socket = socket.as_fd();
     let Err(message) = become_it(exec, fds, init, socket);
     let _ = link::transmit(socket, &Outcome::Failed { message: link::shorten(message) }, &[]);
     sys::exit_now(255)
@@ -90,8 +95,10 @@ fn become_it(
     let order = fds.next().ok_or("no order came with the request")?;
     let (order, filter) = Order::read(order).map_err(|error| format!("cannot read the order: {error}"))?;
     let process = &order.process;
-    let stdio: Vec<OwnedFd> = fds.collect();
+    let mut stdio: Vec<OwnedFd> = fds.collect();
+    let preserved = stdio.split_off(if exec.terminal.is_some() { 0 } else { stdio.len().min(3) });
 
+    schedule::apply(process)?;
     // The guest's /proc is in sight here, and the right to ignore limits not yet lost.
     let score = process.oom_score_adj().unwrap_or(0);
     fs::write("/proc/self/oom_score_adj", score.to_string())
@@ -159,6 +166,7 @@ fn become_it(
     let masters: Vec<RawFd> = master.iter().map(AsRawFd::as_raw_fd).collect();
     link::transmit(socket, &Outcome::Ready, &masters)
         .map_err(|error| format!("cannot tell PID 1: {}", words(error)))?;
+    executor::place(&preserved)?;
     if let Some(filter) = filter {
         filter.load()?;
     }

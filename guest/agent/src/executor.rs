@@ -6,15 +6,17 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::errno::Errno;
 use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
 
-use crate::lookup;
 use crate::report::Report;
+use crate::{lookup, sys};
 
 /// The search path of a process whose environment has none: libc's.
 pub const DEFAULT_PATH: &str = "/bin:/usr/bin";
@@ -28,11 +30,13 @@ pub struct GuestExecutor {
     seccomp: Option<LinuxSeccomp>,
     /// Where libcontainer found the user's home to be.
     home: RefCell<Option<String>>,
+    /// Become the descriptors from 3 on.
+    preserved: Arc<Vec<OwnedFd>>,
 }
 
 impl GuestExecutor {
-    pub fn new(report: Report, seccomp: Option<LinuxSeccomp>) -> Self {
-        Self { report, seccomp, home: RefCell::new(None) }
+    pub fn new(report: Report, seccomp: Option<LinuxSeccomp>, preserved: Vec<OwnedFd>) -> Self {
+        Self { report, seccomp, home: RefCell::new(None), preserved: Arc::new(preserved) }
     }
 }
 
@@ -52,6 +56,7 @@ impl Executor for GuestExecutor {
 
     /// After the start. Nobody waits for an error any more: it goes where runc's goes, to the process's own stderr.
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        self.report.runs();
         let fail = |message: String| -> ! {
             let _ = nix::unistd::write(std::io::stderr(), format!("{message}\n").as_bytes());
             crate::sys::exit_now(255)
@@ -69,6 +74,9 @@ impl Executor for GuestExecutor {
         else {
             fail(format!("exec {}: an argument or variable contains a zero byte", path.display()))
         };
+        if let Err(message) = place(&self.preserved) {
+            fail(message)
+        }
         if let Some(profile) = &self.seccomp
             && let Err(error) = libcontainer::seccomp::initialize_seccomp(profile)
         {
@@ -77,6 +85,23 @@ impl Executor for GuestExecutor {
         let error = crate::sys::execute(&file, &arguments, &environment);
         fail(exec_message(&path, error))
     }
+}
+
+/// Makes `fds` the descriptors from 3 on. The last thing before execve: nothing of this process's has such a number then.
+///
+/// # Errors
+/// For the user.
+pub fn place(fds: &[OwnedFd]) -> Result<(), String> {
+    let failed = |error| format!("cannot place the preserved descriptors: {}", lookup::words(error));
+    // First all of them above all their places, so that none is overwritten.
+    let above = |fd: &OwnedFd| sys::duplicate_above(fd.as_fd(), 3 + fds.len() as RawFd);
+    let sources = fds.iter().map(above).collect::<nix::Result<Vec<_>>>().map_err(failed)?;
+    for (source, number) in sources.iter().zip(3..) {
+        sys::place(source.as_fd(), number).map_err(failed)?;
+    }
+    // execve closes them.
+    sources.into_iter().for_each(std::mem::forget);
+    Ok(())
 }
 
 pub fn exec_message(path: &Path, error: Errno) -> String {

@@ -18,7 +18,8 @@ const LIMIT: usize = 32 * 1024;
 /// From the server to PID 1.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// Make a container from its `spec.json`. Beside it: stdin, stdout, stderr, none with a terminal.
+    /// Make a container from its `spec.json`. Beside it: stdin, stdout, stderr, none with a terminal; descriptors from 3 on;
+    /// with `startable`, where its start is reported.
     Create(Create),
     /// Run another process in a container. Beside it: the [`crate::exec::Order`], then as above.
     Exec(Exec),
@@ -29,6 +30,8 @@ pub struct Create {
     /// Names the container in events; never used twice.
     pub sequence: u64,
     pub container: String,
+    /// See [`crate::report::Started`].
+    pub startable: bool,
     /// Rows and columns.
     pub terminal: Option<(u32, u32)>,
 }

@@ -19,21 +19,61 @@ use crate::kmsg;
 /// First byte of a line: a message meant for the user, or a record of libcontainer's log.
 const MESSAGE: char = '!';
 const RECORD: char = '-';
+/// All that is in order.
+const RUNS: [u8; 1] = *b"+";
 /// Bytes of a line that are kept.
 const LONGEST: usize = 4096;
 
 /// The writing end. Never blocks: what does not fit is lost.
 #[derive(Clone)]
-pub struct Report(Arc<OwnedFd>);
+pub struct Report {
+    socket: Arc<OwnedFd>,
+    /// After the creation: to [`Started`].
+    started: Option<Arc<OwnedFd>>,
+}
 
 /// The reading end.
 pub struct Reader(OwnedFd);
 
 /// The two ends for one creation. Packets, since a pipe without reader would kill its writer.
-pub fn pair() -> nix::Result<(Reader, Report)> {
+/// What the second one writes after the creation goes to `started`, else to the process's own stderr.
+pub fn pair(started: Option<OwnedFd>) -> nix::Result<(Reader, Report)> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let (read, write) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
-    Ok((Reader(read), Report(Arc::new(write))))
+    Ok((Reader(read), Report { socket: Arc::new(write), started: started.map(Arc::new) }))
+}
+
+/// Learns whether a container that was told to start has come to its own program: its startContainer hooks are run before.
+pub struct Started(OwnedFd);
+
+impl Started {
+    /// With the end that the container's process gets.
+    ///
+    /// # Errors
+    /// socketpair(2)'s.
+    pub fn pair() -> nix::Result<(Self, OwnedFd)> {
+        let (read, write) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        Ok((Self(read), write))
+    }
+
+    /// Waits.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn wait(self) -> Result<(), String> {
+        let mut lines = String::new();
+        let mut chunk = [0; LONGEST];
+        loop {
+            match nix::unistd::read(self.0.as_fd(), &mut chunk) {
+                Ok(length @ 1..) if chunk[..length] == RUNS => return Ok(()),
+                Ok(length @ 1..) => lines.push_str(&String::from_utf8_lossy(&chunk[..length])),
+                Err(Errno::EINTR) => {}
+                Ok(0) | Err(_) => break,
+            }
+        }
+        Err(choose(&lines).unwrap_or_else(|| "its process ended before".to_owned()))
+    }
 }
 
 impl Report {
@@ -45,9 +85,21 @@ impl Report {
     fn line(&self, kind: char, text: &str) {
         let line = format!("{kind}{}\n", text.replace('\n', " "));
         let bytes = &line.as_bytes()[..line.len().min(LONGEST)];
-        if send(self.0.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) == Err(Errno::EPIPE) {
+        let sent = send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL);
+        // The second where it has left something unread.
+        if matches!(sent, Err(Errno::EPIPE | Errno::ECONNRESET)) {
             // The runner has gone: the container was started, and its stderr is where runc would say it.
-            let _ = nix::unistd::write(std::io::stderr(), &bytes[1..]);
+            let _ = match &self.started {
+                Some(started) => send(started.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL),
+                None => nix::unistd::write(std::io::stderr(), &bytes[1..]),
+            };
+        }
+    }
+
+    /// The container's own program comes next.
+    pub fn runs(&self) {
+        if let Some(started) = &self.started {
+            let _ = send(started.as_raw_fd(), &RUNS, MsgFlags::MSG_NOSIGNAL);
         }
     }
 
@@ -72,7 +124,23 @@ impl Reader {
 
 fn choose(lines: &str) -> Option<String> {
     let of = |kind: char| lines.lines().find_map(|line| line.strip_prefix(kind)).map(str::to_owned);
-    of(MESSAGE).or_else(|| of(RECORD))
+    of(MESSAGE).or_else(|| of(RECORD).map(|line| hook_words(&line).unwrap_or(line)))
+}
+
+/// The failure of a hook in the words of the ones that run on the host; `None` when it is none.
+fn hook_words(line: &str) -> Option<String> {
+    let moments = [("create", "createContainer"), ("start", "startContainer")];
+    let (moment, reason) = moments.into_iter().find_map(|(theirs, moment)| {
+        Some((moment, line.strip_prefix(&*format!("failed to run {theirs} container hooks: "))?))
+    })?;
+    let code = reason.strip_prefix("NonZeroExitCode(").and_then(|rest| rest.strip_suffix(')'));
+    let reason = match (reason, code) {
+        ("Timeout", _) => "it ran past its timeout".to_owned(),
+        ("Killed", _) => "it was ended by a signal".to_owned(),
+        (_, Some(code)) => format!("exit status: {code}"),
+        (other, None) => errno_words(other),
+    };
+    Some(format!("error running {moment} hook: {reason}"))
 }
 
 /// A subscriber that keeps errors, and with `rt.log=debug` shows everything on the console.
@@ -157,11 +225,24 @@ mod tests {
 
     #[test]
     fn lines_cross_the_socket() {
-        let (reader, report) = pair().expect("a pair");
+        let (reader, report) = pair(None).expect("a pair");
         report.line(RECORD, "cause");
         report.message("two\nlines");
         assert_eq!(reader.best(), Some("two lines".into()));
         assert_eq!(reader.best(), None);
+    }
+
+    #[test]
+    fn hooks_fail_in_the_words_of_the_hosts() {
+        let words = |text: &str| choose(&format!("-failed to run {text}")).expect("a line");
+        assert_eq!(
+            words("create container hooks: NonZeroExitCode(3)"),
+            "error running createContainer hook: exit status: 3"
+        );
+        assert_eq!(
+            words("start container hooks: Timeout"),
+            "error running startContainer hook: it ran past its timeout"
+        );
     }
 
     #[test]

@@ -33,13 +33,16 @@ pub fn bundle_dir(container: &str) -> PathBuf {
 }
 
 /// Makes the container and tells `socket` how that went.
-pub fn run(create: &Create, stdio: Vec<OwnedFd>, socket: BorrowedFd<'_>) {
-    let (reader, report) = match report::pair() {
+pub fn run(create: &Create, mut fds: Vec<OwnedFd>, socket: BorrowedFd<'_>) {
+    let started = if create.startable { fds.pop() } else { None };
+    let preserved = fds.split_off(if create.terminal.is_some() { 0 } else { fds.len().min(3) });
+    let stdio = fds;
+    let (reader, report) = match report::pair(started) {
         Ok(pair) => pair,
         Err(error) => return tell(socket, &failed(format!("cannot make a socket pair: {error}")), None),
     };
     report.subscribe();
-    match make(create, stdio, &reader, report) {
+    match make(create, stdio, preserved, &reader, report) {
         Ok(made) => {
             let outcome = Outcome::Created { pid: made.pid, own_pid_namespace: made.own_pid_namespace };
             tell(socket, &outcome, made.master);
@@ -69,7 +72,13 @@ struct Made {
     master: Option<OwnedFd>,
 }
 
-fn make(create: &Create, stdio: Vec<OwnedFd>, reader: &Reader, report: Report) -> Result<Made, String> {
+fn make(
+    create: &Create,
+    stdio: Vec<OwnedFd>,
+    preserved: Vec<OwnedFd>,
+    reader: &Reader,
+    report: Report,
+) -> Result<Made, String> {
     let bundle = bundle_dir(&create.container);
     let path = bundle.join(SPEC_FILE);
     let bytes = fs::read(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
@@ -95,7 +104,7 @@ fn make(create: &Create, stdio: Vec<OwnedFd>, reader: &Reader, report: Report) -
         ),
         None => None,
     };
-    let executor = GuestExecutor::new(report, aside.seccomp.take());
+    let executor = GuestExecutor::new(report, aside.seccomp.take(), preserved);
     let built = build(create, stdio, executor, &bundle, listener.is_some().then_some(console.as_path()));
     let _ = fs::remove_file(&console);
     let pid = built

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,7 +26,9 @@ use crate::boot::Listeners;
 use crate::containers::Container;
 use crate::exec::{NOT_RUNNING, Order};
 use crate::link::{self, Create, Event, Exec, Request};
+use crate::notify::Notify;
 use crate::process::{Made, Process};
+use crate::report::Started;
 use crate::runner::{SPEC_FILE, STATE_DIR, bundle_dir};
 use crate::service::Service;
 use crate::streams::{self, Registry};
@@ -181,16 +184,31 @@ impl Shared {
         spec: &[u8],
         streams: &Names,
         size: (u32, u32),
+        notify: u64,
     ) -> Result<i32, String> {
         let streams = self.take(streams)?;
+        if notify != 0 {
+            let stream = self.streams.take(notify).map_err(|error| error.to_string())?;
+            let notify = Notify::start(&container.id, stream)
+                .map_err(|error| format!("cannot make the socket for notifications: {error}"))?;
+            *lock(&container.notify) = Some(notify);
+        }
         let bundle = bundle_dir(&container.id);
         fs::create_dir_all(&bundle).map_err(|error| format!("cannot make {}: {error}", bundle.display()))?;
         let file = bundle.join(SPEC_FILE);
         fs::write(&file, spec).map_err(|error| format!("cannot write {}: {error}", file.display()))?;
-        let ends = Ends::new(&streams)?;
+        let mut ends = Ends::new(&streams)?;
+        let startable = spec::has_start_hooks(spec);
+        if startable {
+            let (started, end) =
+                Started::pair().map_err(|error| format!("cannot make a socket pair: {error}"))?;
+            *lock(&container.started) = Some(started);
+            ends.theirs.push(end);
+        }
         let create = Create {
             sequence: container.process.sequence,
             container: container.id.clone(),
+            startable,
             terminal: streams.terminal.as_ref().map(|_| size),
         };
         let pid = self.ask(&container.process, &Request::Create(create), None, streams, ends)?;
@@ -236,8 +254,11 @@ impl Shared {
         request: &wire::ExecProcessRequest,
     ) -> Result<i32, String> {
         let object = spec::parse_process(&request.process)?;
-        let names =
-            Names { terminal: request.terminal, standard: [request.stdin, request.stdout, request.stderr] };
+        let names = Names {
+            terminal: request.terminal,
+            standard: [request.stdin, request.stdout, request.stderr],
+            preserved: request.preserved.clone(),
+        };
         if object.args().as_ref().is_none_or(Vec::is_empty) {
             return Err("process args cannot be empty".to_owned());
         }
@@ -305,7 +326,23 @@ impl Shared {
         Ok(Streams {
             terminal: stream(names.terminal)?,
             standard: [stream(input)?, stream(output)?, stream(error)?],
+            preserved: self.take_preserved(&names.preserved)?,
         })
+    }
+
+    fn take_preserved(&self, wanted: &[wire::PreservedDescriptor]) -> Result<Vec<Preserved>, String> {
+        // Three more may be the standard ones, two the order and the start's report.
+        if wanted.len() > sys::MAX_DESCRIPTORS - 5 {
+            return Err(format!("{} descriptors are too many to preserve", wanted.len()));
+        }
+        let take = |one: &wire::PreservedDescriptor| {
+            let stream = match one.stream {
+                0 => None,
+                number => Some(self.streams.take(number).map_err(|error| error.to_string())?),
+            };
+            Ok(Preserved { stream, readable: one.readable, writable: one.writable })
+        };
+        wanted.iter().map(take).collect()
     }
 
     /// Has PID 1 make a process, then connects its streams.
@@ -326,7 +363,7 @@ impl Shared {
         }
         drop((order, ends.theirs));
         let (pid, master) = process.creation()?;
-        connect(process, streams, ends.ours, master)
+        connect(process, streams, ends.ours, ends.preserved, master)
             .map_err(|error| format!("cannot connect standard streams: {error}"))?;
         Ok(pid)
     }
@@ -352,6 +389,7 @@ impl Shared {
                 _ => {}
             }
         }
+        *lock(&container.notify) = None;
         lock(&self.containers).remove(id);
         Ok(())
     }
@@ -361,19 +399,29 @@ impl Shared {
 pub struct Names {
     pub terminal: u64,
     pub standard: [u64; 3],
+    pub preserved: Vec<wire::PreservedDescriptor>,
+}
+
+/// A descriptor beyond the standard ones: what the process may do with it, and the host's end.
+struct Preserved {
+    stream: Option<OwnedFd>,
+    readable: bool,
+    writable: bool,
 }
 
 /// The host's ends of a process's streams.
 struct Streams {
     terminal: Option<OwnedFd>,
     standard: [Option<OwnedFd>; 3],
+    preserved: Vec<Preserved>,
 }
 
-/// The ends of a process's standard streams: its own, and the agent's of those that the host has a stream for. None with
-/// a terminal.
+/// The ends of a process's streams: its own, and the agent's of those that the host has a stream for. With a terminal, none of
+/// the standard ones.
 struct Ends {
     theirs: Vec<OwnedFd>,
     ours: Vec<Option<OwnedFd>>,
+    preserved: Vec<Option<OwnedFd>>,
 }
 
 impl Ends {
@@ -387,7 +435,14 @@ impl Ends {
                 ours.push(our);
             }
         }
-        Ok(Self { theirs, ours })
+        let mut preserved = Vec::new();
+        for one in &streams.preserved {
+            let (their, our) = preserved_stream(one)
+                .map_err(|error| format!("cannot make a preserved descriptor: {error}"))?;
+            theirs.push(their);
+            preserved.push(our);
+        }
+        Ok(Self { theirs, ours, preserved })
     }
 }
 
@@ -401,13 +456,38 @@ fn standard_stream(wanted: bool, is_input: bool) -> std::io::Result<(OwnedFd, Op
     Ok(if is_input { (read, Some(write)) } else { (write, Some(read)) })
 }
 
+fn preserved_stream(one: &Preserved) -> std::io::Result<(OwnedFd, Option<OwnedFd>)> {
+    match (&one.stream, one.readable, one.writable) {
+        (Some(_), true, true) => {
+            let (their, our) = UnixStream::pair()?;
+            Ok((their.into(), Some(our.into())))
+        }
+        (Some(_), is_input, _) => standard_stream(true, is_input),
+        (None, readable, writable) => {
+            let null = File::options().read(readable || !writable).write(writable).open("/dev/null")?;
+            Ok((null.into(), None))
+        }
+    }
+}
+
 /// Starts to move a process's bytes.
 fn connect(
     process: &Arc<Process>,
-    streams: Streams,
+    mut streams: Streams,
     pipes: Vec<Option<OwnedFd>>,
+    preserved: Vec<Option<OwnedFd>>,
     master: Option<OwnedFd>,
 ) -> std::io::Result<()> {
+    for (one, end) in std::mem::take(&mut streams.preserved).into_iter().zip(preserved) {
+        match (one.stream, end) {
+            (Some(stream), Some(end)) if one.readable && one.writable => {
+                stdio::move_socket(end, stream, process.clone())?;
+            }
+            (Some(stream), Some(end)) if one.readable => stdio::move_input(stream, end)?,
+            (Some(stream), Some(end)) => stdio::move_output(end, stream, process.clone())?,
+            _ => {}
+        }
+    }
     if let (Some(stream), Some(master)) = (streams.terminal, master) {
         return stdio::move_terminal(master, stream, process.clone());
     }

@@ -70,9 +70,10 @@ impl Agent for Service {
         check_id(&request.container_id).map_err(|message| get_rpc_status(Code::INVALID_ARGUMENT, message))?;
         let container = self.0.add(&request.container_id)?;
         let standard = [request.stdin, request.stdout, request.stderr];
-        let names = Names { terminal: request.terminal, standard };
+        let preserved = request.preserved;
+        let names = Names { terminal: request.terminal, standard, preserved };
         let size = (request.terminal_rows, request.terminal_columns);
-        let made = self.0.make(&container, &request.spec, &names, size).and_then(|pid| {
+        let made = self.0.make(&container, &request.spec, &names, size, request.notify).and_then(|pid| {
             self.0.tie(&container, request.lifeline)?;
             Ok(pid)
         });
@@ -104,6 +105,9 @@ impl Agent for Service {
         };
         container.process.claim_start().map_err(|why| refused(&why))?;
         release(&container.id).map_err(|error| refused(&error))?;
+        if let Some(started) = server::lock(&container.started).take() {
+            started.wait().map_err(|why| refused(&why))?;
+        }
         Ok(wire::Empty::new())
     }
 

@@ -41,6 +41,12 @@ pub fn parse(bytes: &[u8]) -> Result<Spec, String> {
     without_unknown().ok_or_else(|| format!("config.json is not valid: {error}"))
 }
 
+/// Whether something runs in the container between its start and its own program.
+pub fn has_start_hooks(bytes: &[u8]) -> bool {
+    let hooks = parse(bytes).ok().and_then(|spec| spec.hooks().clone());
+    hooks.and_then(|hooks| hooks.start_container().clone()).is_some_and(|hooks| !hooks.is_empty())
+}
+
 /// Reads a process object, likewise.
 ///
 /// # Errors

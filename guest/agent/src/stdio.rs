@@ -94,6 +94,24 @@ pub fn move_terminal(master: OwnedFd, stream: OwnedFd, process: Arc<Process>) ->
     })
 }
 
+/// Moves bytes between a process's socket and the host, both ways; each way ends for itself.
+pub fn move_socket(socket: OwnedFd, stream: OwnedFd, process: Arc<Process>) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let (socket_in, stream_in) = (socket.try_clone()?, stream.try_clone()?);
+    let output = process.output_begins(None, stream.try_clone()?);
+    spawn("socket in", move || {
+        let mut mover = Mover::by_copy();
+        while let Ok(1..) = mover.step(stream_in.as_fd(), socket_in.as_fd()) {}
+        let _ = shutdown(socket_in.as_raw_fd(), Shutdown::Write);
+    })?;
+    spawn("socket out", move || {
+        let mut mover = Mover::by_copy();
+        while let Ok(1..) = mover.step(socket.as_fd(), stream.as_fd()) {}
+        drop(socket);
+        finish(&stream, &process, output);
+    })
+}
+
 /// Ends the stream's outward direction, then waits for the host to close: closing first might cut off what is on its way.
 fn finish(stream: &OwnedFd, process: &Process, output: Output) {
     use std::os::fd::AsRawFd;

@@ -20,7 +20,7 @@ const LIMIT: usize = 1024;
 /// How long a connection may take to say its number.
 const INTRODUCTION: Duration = Duration::from_secs(5);
 /// How long a container waits for a stream it is to have.
-const ARRIVAL: Duration = Duration::from_secs(10);
+const ARRIVAL: Duration = Duration::from_secs(30);
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {

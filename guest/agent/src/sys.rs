@@ -6,6 +6,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 
+/// Most descriptors that travel beside one message.
+pub const MAX_DESCRIPTORS: usize = 48;
+
 /// CLOCK_MONOTONIC in nanoseconds.
 pub fn monotonic_ns() -> u64 {
     match nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) {
@@ -230,7 +233,7 @@ pub fn receive(
     flags: nix::sys::socket::MsgFlags,
 ) -> nix::Result<(usize, Vec<OwnedFd>)> {
     use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-    let mut control = nix::cmsg_space!([RawFd; 4]);
+    let mut control = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
     let mut data = [io::IoSliceMut::new(bytes)];
     let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
     let received = loop {
@@ -247,6 +250,35 @@ pub fn receive(
         }
     }
     Ok((received.bytes, fds))
+}
+
+/// A duplicate whose number is at least `lowest`, closed by execve.
+pub fn duplicate_above(fd: BorrowedFd<'_>, lowest: RawFd) -> nix::Result<OwnedFd> {
+    let number = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(lowest))?;
+    // SAFETY: the kernel has just made this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Makes descriptor `number` one of what `fd` is, which execve leaves open.
+pub fn place(fd: BorrowedFd<'_>, number: RawFd) -> nix::Result<()> {
+    // SAFETY: dup2 on numbers. What it closes at `number` is somebody's, but the callers are about to execve or exit and use
+    // none of their own descriptors of such numbers any more.
+    Errno::result(unsafe { libc::dup2(fd.as_raw_fd(), number) }).map(drop)
+}
+
+/// sched_setattr(2) for this thread.
+pub fn set_scheduler(attributes: &libc::sched_attr) -> nix::Result<()> {
+    // SAFETY: the structure says its own size and outlives the call.
+    Errno::result(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, attributes, 0) }).map(drop)
+}
+
+/// ioprio_set(2) for this thread.
+pub fn set_io_priority(class: i32, priority: i32) -> nix::Result<()> {
+    const WHO_PROCESS: i32 = 1;
+    const CLASS_SHIFT: i32 = 13;
+    let value = class << CLASS_SHIFT | priority;
+    // SAFETY: numbers only.
+    Errno::result(unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, value) }).map(drop)
 }
 
 /// bpf(2); `attributes` is union bpf_attr, and what it points to outlives the call.

@@ -66,6 +66,16 @@ impl Beacon {
     }
 }
 
+/// Where a container that may notify finds the directory of its socket.
+pub const NOTIFY_DIR: &str = "/run/notify";
+/// The socket in it.
+pub const NOTIFY_NAME: &str = "notify.sock";
+
+/// That directory, as the guest outside of the container sees it.
+pub fn notify_dir(container: &str) -> std::path::PathBuf {
+    std::path::Path::new("/run/rt/notify").join(container)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
