@@ -46,7 +46,7 @@ const LOG_FILE: &str = "log";
 /// Why the shim did not start, or did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{0}; containerd starts this program, see docs/containerd.md")]
+    #[error("{0}; containerd starts this program, see docs/engines/containerd.md")]
     Usage(String),
     #[error("cannot {what} {path}")]
     System {

@@ -72,7 +72,9 @@ impl Started {
                 Ok(0) | Err(_) => break,
             }
         }
-        Err(choose(&lines).unwrap_or_else(|| "its process ended before".to_owned()))
+        Err(choose(&lines).unwrap_or_else(|| {
+            "a startContainer hook failed, or its process was killed before its own program ran".to_owned()
+        }))
     }
 }
 

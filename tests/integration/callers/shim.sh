@@ -166,8 +166,33 @@ no_state() { [ -z "$("$RT" --root "/run/containerd/rt/$namespace" list -q)" ]; }
 check shim::no_state_is_left within 10 no_state
 ctr task delete f >/dev/null 2>&1; ctr container rm f
 
-no_sockets() { ! ls "$work/state" /run/containerd/s 2>/dev/null | grep -q '^rt-.*console'; }
-check shim::no_socket_is_left no_sockets
+# containerd dies while a container is made: the next one finds it, or removes what there is of it.
+half_made() {
+  ctr run -d --runtime $runtime --rootfs "$root" q sleep 1000 >/dev/null 2>&1 &
+  sleep "$1"
+  end_containerd KILL; wait $!
+  start_containerd || return
+  sleep 1
+  ctr task kill -s SIGKILL q; ctr task delete q; ctr container rm q
+  within 30 gone q && within 10 no_state && within 10 no_processes_of q
+}
+for moment in 0.3 1 2; do
+  if half_made $moment >"$work/output" 2>&1; then passed=$((passed + 1)); echo "test shim::containerd_dies_after_$moment ... ok"
+  else failed=$((failed + 1)); echo "test shim::containerd_dies_after_$moment ... FAILED"; tail -20 "$work/output"; fi
+done
+
+# Its client is gone, and with it who reads.
+unread() {
+  command ctr -a "$work/containerd.sock" -n "$namespace" run --runtime $runtime --rootfs "$root" y yes >/dev/null &
+  local client=$!
+  within 30 in_state y RUNNING && kill -KILL $client && ctr task kill -s SIGKILL y && within 40 in_state y STOPPED &&
+    ctr task delete y
+  ctr container rm y
+}
+check shim::unread_output_ends_with_sigkill unread
+
+no_shim() { ! pgrep -af "containerd-shim-(rt|kata)-v2 -namespace $namespace "; }
+check shim::no_shim_is_left within 10 no_shim
 check shim::nothing_is_left no_processes_of "$work"
 end_containerd TERM
 summary
