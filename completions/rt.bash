@@ -1130,7 +1130,7 @@ _rt() {
             return 0
             ;;
         rt__subcmd__kata__subcmd__check)
-            opts="-f -s -n -h --format --verbose --strict --no-network-checks --help"
+            opts="-f -v -s -n -h --format --verbose --strict --no-network-checks --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -106,7 +106,7 @@ complete -c rt -n "__fish_rt_using_subcommand create" -s b -l bundle -d 'The bun
 complete -c rt -n "__fish_rt_using_subcommand create" -l console-socket -d 'Unix socket that receives the upper end of the container\'s terminal' -r -F
 complete -c rt -n "__fish_rt_using_subcommand create" -l pidfd-socket -d 'Unix socket that receives a pidfd of the monitor' -r -F
 complete -c rt -n "__fish_rt_using_subcommand create" -l pid-file -d 'Write the monitor\'s PID to this file' -r -F
-complete -c rt -n "__fish_rt_using_subcommand create" -l preserve-fds -d 'Pass this many descriptors beyond the standard streams; only 0 can be had across a VM' -r
+complete -c rt -n "__fish_rt_using_subcommand create" -l preserve-fds -d 'Pass this many descriptors beyond the standard streams: pipes and connected stream sockets' -r
 complete -c rt -n "__fish_rt_using_subcommand create" -l no-pivot -d 'Accepted for runc\'s sake: inside its own VM a container may always pivot'
 complete -c rt -n "__fish_rt_using_subcommand create" -l no-new-keyring -d 'Accepted for runc\'s sake: the host\'s keyring never reaches the guest'
 complete -c rt -n "__fish_rt_using_subcommand create" -s h -l help -d 'Print help'
@@ -129,7 +129,7 @@ complete -c rt -n "__fish_rt_using_subcommand exec" -l pid-file -d 'Write the mo
 complete -c rt -n "__fish_rt_using_subcommand exec" -l process-label -d 'Accepted for runc\'s sake: the guest has no SELinux' -r
 complete -c rt -n "__fish_rt_using_subcommand exec" -l apparmor -d 'Accepted for runc\'s sake: the guest has no AppArmor' -r
 complete -c rt -n "__fish_rt_using_subcommand exec" -s c -l cap -d 'Add a capability; may be given again' -r
-complete -c rt -n "__fish_rt_using_subcommand exec" -l preserve-fds -d 'Pass this many descriptors beyond the standard streams; only 0 can be had across a VM' -r
+complete -c rt -n "__fish_rt_using_subcommand exec" -l preserve-fds -d 'Pass this many descriptors beyond the standard streams: pipes and connected stream sockets' -r
 complete -c rt -n "__fish_rt_using_subcommand exec" -l cgroup -d 'Run it in this cgroup below the container\'s' -r
 complete -c rt -n "__fish_rt_using_subcommand exec" -s t -l tty -d 'Give it a terminal'
 complete -c rt -n "__fish_rt_using_subcommand exec" -s d -l detach -d 'Return once the process runs'
@@ -149,7 +149,7 @@ complete -c rt -n "__fish_rt_using_subcommand install" -s h -l help -d 'Print he
 complete -c rt -n "__fish_rt_using_subcommand kata-check" -s f -l format -d 'Form of the output: as Kata Containers logs it, for people, for programs' -r -f -a "log\t''
 table\t''
 json\t''"
-complete -c rt -n "__fish_rt_using_subcommand kata-check" -l verbose -d 'Log what is fine beyond Kata\'s own checks, too'
+complete -c rt -n "__fish_rt_using_subcommand kata-check" -s v -l verbose -d 'Log what is fine beyond Kata\'s own checks, too'
 complete -c rt -n "__fish_rt_using_subcommand kata-check" -s s -l strict -d 'Take warnings for errors'
 complete -c rt -n "__fish_rt_using_subcommand kata-check" -s n -l no-network-checks -d 'Accepted for Kata\'s sake: rt never checks over the network'
 complete -c rt -n "__fish_rt_using_subcommand kata-check" -s h -l help -d 'Print help'
@@ -204,7 +204,7 @@ complete -c rt -n "__fish_rt_using_subcommand run" -s b -l bundle -d 'The bundle
 complete -c rt -n "__fish_rt_using_subcommand run" -l console-socket -d 'Unix socket that receives the upper end of the container\'s terminal' -r -F
 complete -c rt -n "__fish_rt_using_subcommand run" -l pidfd-socket -d 'Unix socket that receives a pidfd of the monitor' -r -F
 complete -c rt -n "__fish_rt_using_subcommand run" -l pid-file -d 'Write the monitor\'s PID to this file' -r -F
-complete -c rt -n "__fish_rt_using_subcommand run" -l preserve-fds -d 'Pass this many descriptors beyond the standard streams; only 0 can be had across a VM' -r
+complete -c rt -n "__fish_rt_using_subcommand run" -l preserve-fds -d 'Pass this many descriptors beyond the standard streams: pipes and connected stream sockets' -r
 complete -c rt -n "__fish_rt_using_subcommand run" -l trace -d 'Write the timeline of start and end to this file: a picture if its name ends in .svg or .html, else JSON for chrome://tracing and ui.perfetto.dev' -r -F
 complete -c rt -n "__fish_rt_using_subcommand run" -l no-pivot -d 'Accepted for runc\'s sake: inside its own VM a container may always pivot'
 complete -c rt -n "__fish_rt_using_subcommand run" -l no-new-keyring -d 'Accepted for runc\'s sake: the host\'s keyring never reaches the guest'

@@ -4,10 +4,10 @@
 
 mkdir -p "$work/image"
 lay_rootfs "$work/image"
-# Bridges of its own, out of the way of the host's.
+# Bridges of its own, out of the way of the host's. nsenter, since ip(8) would hide the cgroups.
 net=rtnet-docker-$$
 ip netns add "$net" && ip -n "$net" link set lo up || exit 1
-ip netns exec "$net" dockerd --data-root "$work/data" --exec-root "$work/exec" --pidfile "$work/docker.pid" -H "unix://$work/docker.sock" \
+nsenter --net="/run/netns/$net" dockerd --data-root "$work/data" --exec-root "$work/exec" --pidfile "$work/docker.pid" -H "unix://$work/docker.sock" \
   --iptables=false --ip6tables=false --bridge=none --storage-driver vfs --exec-opt native.cgroupdriver=cgroupfs \
   --add-runtime "rt=$RT" --default-runtime rt >"$work/dockerd.log" 2>&1 &
 daemon=$!
