@@ -86,6 +86,9 @@ pub fn changes(old: &Layout, new: &Layout, indexes: &Indexes) -> Vec<Change> {
     for route in routes {
         plan.route(route, false);
     }
+    for rule in new.rules.iter().filter(|one| !old.rules.contains(one)) {
+        plan.rule(rule, false);
+    }
     for neighbour in
         new.neighbours.iter().filter(|one| !old.neighbours.contains(one) && is_there(one.interface))
     {
@@ -300,6 +303,8 @@ fn family(address: IpAddr) -> AddressFamily {
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_core::Emitable;
+
     use super::*;
 
     fn layout() -> Layout {
@@ -391,6 +396,17 @@ mod tests {
         let mut new = layout();
         new.interfaces[0].mtu = 1500;
         assert_eq!(words(&layout(), &new).len(), 2);
+    }
+
+    #[test]
+    fn rules_come_and_go() {
+        let mut rule = RuleMessage::default();
+        rule.header.family = AddressFamily::Inet;
+        let mut bytes = vec![0; rule.buffer_len()];
+        rule.emit(&mut bytes);
+        let with = Layout { rules: vec![Rule(bytes)], ..Layout::default() };
+        assert_eq!(words(&Layout::default(), &with), ["add a routing rule to the guest"]);
+        assert_eq!(words(&with, &Layout::default()), ["remove a routing rule from the guest"]);
     }
 
     #[test]
