@@ -209,8 +209,7 @@ impl Store {
         private.mode(0o700);
         private.recursive(true).create(&self.root).map_err(failed(&self.root))?;
         self.sweep();
-        // '~' is in no ID, and the number is this thread's own.
-        let draft = self.root.join(format!("~{}", nix::unistd::gettid()));
+        let draft = draft(&self.root);
         private.recursive(false).create(&draft).map_err(failed(&draft))?;
         let path = self.path(&record.id);
         let result = write(&draft, record).and_then(|()| {
@@ -354,6 +353,11 @@ fn read(id: &str, dir: &Path) -> Result<Record, Error> {
     }
 }
 
+/// Where this thread keeps a directory that is not yet a container's, or no longer: '~' is in no ID. Swept when the thread is gone.
+fn draft(root: &Path) -> PathBuf {
+    root.join(format!("~{}", nix::unistd::gettid()))
+}
+
 fn write(dir: &Path, record: &Record) -> Result<(), Error> {
     let path = dir.join(FILE);
     let next = dir.join(".state.json");
@@ -394,15 +398,14 @@ impl State {
         write(&self.path, record)
     }
 
-    /// Removes the directory; the ID is free again.
+    /// Removes the directory; the ID is free again. It disappears at once, so that nobody sees a part of it.
     ///
     /// # Errors
     /// [`Error::System`]
     pub fn remove(self) -> Result<(), Error> {
-        std::fs::remove_dir_all(&self.path).map_err(|source| Error::System {
-            what: "remove the state directory",
-            path: self.path.clone(),
-            source,
+        let draft = draft(self.path.parent().unwrap_or(&self.path));
+        std::fs::rename(&self.path, &draft).and_then(|()| std::fs::remove_dir_all(&draft)).map_err(|source| {
+            Error::System { what: "remove the state directory", path: self.path.clone(), source }
         })
     }
 }

@@ -12,8 +12,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::pipe2;
 use serde::{Deserialize, Serialize};
@@ -179,6 +182,7 @@ fn carry(order: OwnedFd, reporter: &mut Reporter) -> Result<u8, Error> {
     let order: Order = serde_json::from_reader(File::from(order))
         .map_err(|error| system("read the monitor's order")(error.into()))?;
     order.log.start_in_monitor().map_err(system("open the log file"))?;
+    reporter.stay()?;
     match order.task {
         Task::Container { request, config } => {
             let mut timeline = Timeline::default();
@@ -200,7 +204,19 @@ impl Reporter {
         File::from(pipe).write_all(&text).is_ok()
     }
 
+    /// Until it is up, what this process stands for is the command's: it ends with it, in order.
+    fn stay(&self) -> Result<(), Error> {
+        let failed = |error: Errno| system("stay with the command")(error.into());
+        set_pdeathsig(Signal::SIGTERM).map_err(failed)?;
+        // The command may have ended before.
+        let Some(pipe) = &self.0 else { return Err(Error::Abandoned) };
+        let mut reader = [PollFd::new(pipe.as_fd(), PollFlags::empty())];
+        let gone = poll(&mut reader, PollTimeout::ZERO).map_err(failed)? > 0;
+        if gone { Err(Error::Abandoned) } else { Ok(()) }
+    }
+
     fn up(&mut self) -> Result<(), Error> {
+        set_pdeathsig(None).map_err(|error| system("leave the command")(error.into()))?;
         if self.send(&Report::Up) { Ok(()) } else { Err(Error::Abandoned) }
     }
 }

@@ -24,20 +24,21 @@ const PATIENCE_NS: i64 = 3_000_000_000;
 /// # Errors
 /// [`Error::Container`]
 pub fn delete(flags: &Flags) -> Result<DeleteResponse, Error> {
-    let store = store(&flags.namespace);
-    // It has to go whatever the configuration says by now; of that only the guest's patience matters here.
-    let config = Config::load(&[]).unwrap_or_default();
-    let monitor = store.read(&flags.id).ok().and_then(|record| record.monitor);
-    container::delete(&store, &config, &flags.id, true)?;
     let bundle = if flags.bundle.is_empty() { Path::new(".") } else { Path::new(&flags.bundle) };
     if let Some(socket) = bootstrap::read_address(bundle) {
         match UnixStream::connect(&socket) {
-            // A containerd that comes back removes what it finds half made: nobody else tells that shim to end.
+            // A containerd that comes back removes what it finds half made: nobody else tells that shim to end. First, since its
+            // end is quick and takes the machine along: containerd kills a cleanup after five seconds.
             Ok(shim) => end(shim, &flags.id),
             // Another container of the pod may have removed it.
             Err(_) => _ = std::fs::remove_file(socket),
         }
     }
+    let store = store(&flags.namespace);
+    // It has to go whatever the configuration says by now; of that only the guest's patience matters here.
+    let config = Config::load(&[]).unwrap_or_default();
+    let monitor = store.read(&flags.id).ok().and_then(|record| record.monitor);
+    container::delete(&store, &config, &flags.id, true)?;
     Ok(DeleteResponse {
         pid: monitor.map_or(0, |monitor| monitor.pid as u32),
         exit_status: KILLED,

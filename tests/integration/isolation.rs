@@ -145,7 +145,9 @@ fn the_process_is_alone() {
 #[test]
 fn without_namespaces_it_is_still_a_guest() {
     let mut bundle = Bundle::new();
-    without(&mut bundle.config["linux"]["namespaces"], |namespace| namespace["type"] != "mount");
+    without(&mut bundle.config["linux"]["namespaces"], |namespace| {
+        !["mount", "network"].contains(&namespace["type"].as_str().unwrap())
+    });
     bundle.config.as_object_mut().unwrap().remove("hostname");
     let guest = bundle.sh("uname -r; test $$ -gt 1 && echo not first");
     guest.code(0).stderr("");

@@ -123,7 +123,7 @@ fn scheduling_that_the_guest_refuses_is_told() {
 #[test]
 fn annotations_and_unknown_fields_do_no_harm() {
     let mut bundle = Bundle::new();
-    bundle.config["annotations"] = json!({"io.kubernetes.cri-o.ContainerType": "container", "a": "b"});
+    bundle.config["annotations"] = json!({"io.kubernetes.cri-o.Name": "k8s_c1", "a": "b"});
     bundle.config["x-unknown"] = json!({"deep": [1, 2]});
     bundle.config["process"]["apparmorProfile"] = json!("docker-default");
     bundle.config["process"]["selinuxLabel"] = json!("");

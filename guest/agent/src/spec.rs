@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Capability, Hooks, LinuxCapabilities, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, LinuxSeccomp,
-    Process, Spec,
+    Capabilities, Capability, Hooks, LinuxCapabilities, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType,
+    LinuxSeccomp, Process, Spec,
 };
 
 use crate::{cgroup, limits, seccomp};
@@ -193,10 +193,8 @@ pub fn adapt(spec: &mut Spec, container: &str, processors: usize) -> Aside {
                 linux.set_seccomp(None);
             }
         }
-        // Absent means none for runc, all for libcontainer.
-        if process.capabilities().is_none() {
-            process.set_capabilities(Some(no_capabilities()));
-        }
+        // Absent, all of them or a single set, means none for runc; libcontainer leaves such a set as the agent has it.
+        process.set_capabilities(Some(all_sets(process.capabilities().as_ref())));
         // The agent's own would be inherited: never killed when memory runs out.
         if process.oom_score_adj().is_none() {
             process.set_oom_score_adj(Some(0));
@@ -238,14 +236,17 @@ fn guest_hooks(hooks: &Hooks) -> Option<Hooks> {
     Some(result)
 }
 
-fn no_capabilities() -> LinuxCapabilities {
-    let mut none = LinuxCapabilities::default();
-    none.set_bounding(Some(Default::default()));
-    none.set_effective(Some(Default::default()));
-    none.set_permitted(Some(Default::default()));
-    none.set_inheritable(Some(Default::default()));
-    none.set_ambient(Some(Default::default()));
-    none
+fn all_sets(given: Option<&LinuxCapabilities>) -> LinuxCapabilities {
+    let set = |of: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
+        Some(given.and_then(|given| of(given).clone()).unwrap_or_default())
+    };
+    let mut all = LinuxCapabilities::default();
+    all.set_bounding(set(LinuxCapabilities::bounding));
+    all.set_effective(set(LinuxCapabilities::effective));
+    all.set_permitted(set(LinuxCapabilities::permitted));
+    all.set_inheritable(set(LinuxCapabilities::inheritable));
+    all.set_ambient(set(LinuxCapabilities::ambient));
+    all
 }
 
 /// The ID outside a user namespace of an ID inside; one that is not mapped stays, as nothing else can be done with it.

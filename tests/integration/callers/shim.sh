@@ -158,7 +158,7 @@ check shim::shim_has_ended within 10 gone d
 check shim::detached_again started f
 crashed() {
   kill -KILL "$(shim_of f)"
-  within 60 in_state f STOPPED || within 1 sh -c "! $ctr_ task ls | grep -q '^f '"
+  within 60 sh -c "! $ctr_ task ls | grep '^f ' | grep -qv STOPPED"
 }
 check shim::crash_is_cleaned_up crashed
 check shim::nothing_is_left_of_the_crash within 30 no_processes_of f
