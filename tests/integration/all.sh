@@ -15,6 +15,10 @@ mkdir -p "$logs"
 rm -f "$logs"/*.log
 export RT_BIN=$PWD/target/release/rt
 failed_stages=()
+# What `make test` runs in the KVM machine. Of the other files not every test has been seen to pass there yet (exec, crash), or they take
+# too long for every change (fault); `all.sh kvm` runs all.
+in_kvm=(backend:: bad_input:: cgroup:: concurrency:: config:: console_socket:: create:: delete:: events:: exit_code:: features::
+  file_system:: hooks:: id:: isolation:: kata_check:: kill:: limits:: list::)
 as_root=(); [ "$(id -u)" = 0 ] || as_root=(sudo -E)
 
 # stage NAME COMMAND...: its output goes to a log, too.
@@ -104,7 +108,7 @@ case ${1:-} in
   '')
     stage lint make lint
     stage unit make unit-test
-    stage build make integration && { here; kvm; }
+    stage build make integration && { here; kvm "${in_kvm[@]}"; }
     ;;
   integration) stage build make integration && { here; kvm; } ;;
   here | kvm) place=$1; shift; stage build make integration && "$place" "$@" ;;
