@@ -102,7 +102,10 @@ mod tests {
     #[test]
     fn a_guest_tells_of_its_own_state_only() {
         let told = |text: &str| passed(text.as_bytes(), 77);
-        assert_eq!(told("READY=1\nSTATUS=a\u{1b}[1m").as_deref(), Some("READY=1\nMAINPID=77\nSTATUS=a\\u{1b}[1m"));
+        assert_eq!(
+            told("READY=1\nSTATUS=a\u{1b}[1m").as_deref(),
+            Some("READY=1\nMAINPID=77\nSTATUS=a\\u{1b}[1m")
+        );
         assert_eq!(told("MAINPID=1\nFDSTORE=1\nBUSERROR=x\nREADY=0"), None);
         assert_eq!(told("WATCHDOG=1\nERRNO=2\nERRNO=x").as_deref(), Some("WATCHDOG=1\nERRNO=2"));
         assert_eq!(told(""), None);
