@@ -2,7 +2,7 @@
 # containerd 1.6's CRI plugin with rt's own shim, as the kubelet calls it: a pod of two containers in one virtual machine.
 # crictl is not in Debian: cri.py calls the same methods.
 . "$(dirname "$0")/lib.sh"
-. "$(dirname "$0")/image.sh"
+. tests/integration/callers/image.sh
 
 here=$PWD/tests/integration/callers
 mkdir -p "$work/image" "$work/bin" "$work/cni" "$work/logs"

@@ -1,7 +1,7 @@
 #!/bin/bash
 # containerd 1.6 with rt's own shim: the runtime io.containerd.rt.v2, by ctr.
 . "$(dirname "$0")/lib.sh"
-. "$(dirname "$0")/image.sh"
+. tests/integration/callers/image.sh
 
 namespace=rt-shim-$$
 mkdir -p "$work/image" "$work/bin"
@@ -173,7 +173,9 @@ half_made() {
   end_containerd KILL; wait $!
   start_containerd || return
   sleep 1
-  ctr task kill -s SIGKILL q; ctr task delete q; ctr container rm q
+  # It may have been made whole.
+  ctr task kill -s SIGKILL q && within 20 in_state q STOPPED
+  ctr task delete q; ctr container rm q
   within 30 gone q && within 10 no_state && within 10 no_processes_of q
 }
 for moment in 0.3 1 2; do
