@@ -33,6 +33,8 @@ finish() {
     "$RT" --root "/run/containerd/rt/$namespace" delete --force "$id"
   done
   rmdir "/run/containerd/rt/$namespace" 2>/dev/null
+  # The parent of its containers' cgroups, which stays for the next one, as with runc; there is none.
+  find /sys/fs/cgroup -depth -type d -name "$namespace" -exec rmdir {} + 2>/dev/null
 }
 trap finish EXIT
 start_containerd || { tail "$work/containerd.log"; exit 1; }
