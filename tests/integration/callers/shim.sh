@@ -104,7 +104,7 @@ check shim::exec says inside ctr task exec --exec-id x d echo inside
 check shim::exec_exit_code exits 5 ctr task exec --exec-id x d sh -c 'exit 5'
 check shim::exec_missing_program exits 1 ctr task exec --exec-id x d /no/such
 check shim::exec_standard_input says 2 sh -c "printf 'a\nb\n' | $ctr_ task exec --exec-id x d wc -l"
-check shim::exec_terminal says /dev/pts/0 sh -c "script -qec '$ctr_ task exec -t --exec-id y d tty' /dev/null | tr -d '\r' | sed 's/^\^@//'"
+check shim::exec_terminal says /dev/pts/0 sh -c "script -qec '$ctr_ task exec -t --exec-id y d tty' /dev/null | tr -d '\r' | sed 's/\^@//g'"
 killed_exec() {
   ctr task exec --exec-id z d sleep 1000 & local client=$!
   within 30 sh -c "$ctr_ task ps d | wc -l | grep -qv '^[012]$'"
