@@ -41,6 +41,7 @@ pub struct Config {
     pub share: Share,
     pub cgroup: Cgroup,
     pub network: Network,
+    pub snapshot: Snapshot,
     pub runtime: Runtime,
     /// Where each value comes from that is not a default, by its setting.
     pub origins: BTreeMap<String, String>,
@@ -118,6 +119,21 @@ impl Default for Agent {
 pub enum AgentLog {
     Warning,
     Debug,
+}
+
+/// `[snapshot]`: starting from a template instead of booting, where rt's own VMM carries the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Snapshot {
+    pub enabled: bool,
+    /// So many templates are kept, of about 30 MiB of memory each.
+    pub keep: u8,
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self { enabled: true, keep: 4 }
+    }
 }
 
 /// `[share]`: the host's files in the guest.

@@ -170,6 +170,19 @@ pub const SETTINGS: &[Setting] = &[
         text: "Has the kernel's vhost-net move the frames, where the host has /dev/vhost-net.",
     },
     Setting {
+        key: "snapshot.enabled",
+        form: Form::Flag,
+        open: None,
+        text: "Keeps of the first machine of a kind (kernel, size, parameters) what it is when it has booted, in memory below \
+               /run/rt-templates, and starts the others from there. rt's own VMM only.",
+    },
+    Setting {
+        key: "snapshot.keep",
+        form: Form::Number(1, 64),
+        open: None,
+        text: "So many kinds of machine are kept, those used last; each takes about 30 MiB of memory.",
+    },
+    Setting {
         key: "runtime.root",
         form: Form::Path,
         open: Some(("", "/run/rt, or $XDG_RUNTIME_DIR/rt for other users than root")),

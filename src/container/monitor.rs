@@ -370,7 +370,7 @@ impl Monitor {
         };
         let plan = Plan::new(&self.request.id, &state_dir, &self.config, &guest, size, spec);
         self.timeline.mark("rt.planned");
-        let (hypervisor, warning) = select::select(&self.config.hypervisor)?;
+        let (hypervisor, warning) = select::select(&self.config)?;
         if let Some(warning) = warning {
             tracing::warn!("{warning}");
         }

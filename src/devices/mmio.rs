@@ -15,6 +15,7 @@
 //! What a driver writes out of turn is ignored, as §2.1 and §4.2.2.1 let a device do.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::{
@@ -78,7 +79,7 @@ pub struct Wiring {
     pub kicks: Vec<Arc<EventFd>>,
 }
 
-/// The registers, as a snapshot will keep them.
+/// The registers, as a snapshot keeps them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     status: u32,
@@ -89,6 +90,15 @@ pub struct State {
     config_generation: u32,
     queue_select: u32,
     queues: Vec<QueueState>,
+}
+
+/// Where a device begins in its rings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rings {
+    /// The driver has just made them.
+    New,
+    /// Where another one, which had given all buffers back, stopped.
+    AsLeft,
 }
 
 /// One queue's registers.
@@ -106,6 +116,33 @@ impl MmioTransport {
     pub fn new(device: Box<dyn VirtioDevice>, wiring: Wiring) -> Self {
         let state = State::new(device.queue_sizes());
         Self { device, state, wiring }
+    }
+
+    /// A device in the state of another one, which had no buffer of the driver's at that time: it goes on from where the used
+    /// ring ends.
+    ///
+    /// # Errors
+    /// [`Error::Driver`] when the state is not one of this device.
+    pub fn resumed(device: Box<dyn VirtioDevice>, state: State, wiring: Wiring) -> Result<Self, Error> {
+        if !state.queues.iter().map(|queue| &queue.max_size).eq(device.queue_sizes()) {
+            return Err(virtio_queue::Error::InvalidSize.into());
+        }
+        let active = state.status & (DRIVER_OK | FAILED | NEEDS_RESET) == DRIVER_OK;
+        let mut transport = Self { device, state, wiring };
+        if active {
+            transport.activate(Rings::AsLeft)?;
+            // What either side announced last may have got lost.
+            for kick in &transport.wiring.kicks {
+                kick.write(1).map_err(Error::host("wake a device"))?;
+            }
+            transport.wiring.interrupt.trigger()?;
+        }
+        Ok(transport)
+    }
+
+    /// The registers; the rest of a device's state is in guest memory while it has no buffer of the driver's.
+    pub fn state(&self) -> &State {
+        &self.state
     }
 
     /// For KVM to be told of: QueueNotify's value, and what it stands for.
@@ -202,7 +239,7 @@ impl MmioTransport {
             // Step 6: the driver reads the bit back, and gives up when it is not there.
             FEATURES_OK if !self.features_are_right() => {}
             DRIVER_OK => {
-                self.activate()?;
+                self.activate(Rings::New)?;
                 self.state.status = status;
             }
             _ => self.state.status = status,
@@ -215,12 +252,12 @@ impl MmioTransport {
         driver & !self.device.features() == 0 && driver & 1 << VIRTIO_F_VERSION_1 != 0
     }
 
-    fn activate(&mut self) -> Result<(), Error> {
+    fn activate(&mut self, rings: Rings) -> Result<(), Error> {
         let features = self.state.driver_features;
         let event_idx = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         let mut queues = Vec::with_capacity(self.state.queues.len());
         for (state, kick) in self.state.queues.iter().zip(&self.wiring.kicks) {
-            let queue = state.build(&self.wiring.memory, event_idx)?;
+            let queue = state.build(&self.wiring.memory, event_idx, rings)?;
             queues.push(ActiveQueue { queue, kick: Arc::clone(kick) });
         }
         self.device.activate(ActivationContext {
@@ -296,7 +333,7 @@ impl QueueState {
     }
 
     /// A queue to work with; size, alignment and addresses are the driver's, so checked.
-    fn build(&self, memory: &Memory, event_idx: bool) -> Result<Queue, Error> {
+    fn build(&self, memory: &Memory, event_idx: bool, rings: Rings) -> Result<Queue, Error> {
         let mut queue = Queue::new(self.max_size)?;
         if !self.ready {
             return Ok(queue);
@@ -309,6 +346,11 @@ impl QueueState {
         queue.set_ready(true);
         if !queue.is_valid(memory) {
             return Err(virtio_queue::Error::FindMemoryRegion.into());
+        }
+        if rings == Rings::AsLeft {
+            let used = queue.used_idx(memory, Ordering::Acquire)?.0;
+            queue.set_next_used(used);
+            queue.set_next_avail(used);
         }
         Ok(queue)
     }

@@ -7,7 +7,7 @@
 
 use super::qemu::{self, Accelerator, Qemu};
 use super::{Error, Hypervisor, Kind, kvm};
-use crate::config;
+use crate::config::{self, Config};
 
 /// Why rt's own VMM cannot use this host's KVM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,10 +29,11 @@ enum Choice {
 ///
 /// # Errors
 /// [`Error::Unusable`] when the wanted kind cannot be used on this host, or none can.
-pub fn select(config: &config::Hypervisor) -> Result<(Box<dyn Hypervisor>, Option<String>), Error> {
-    let (choice, warning) = choose(config.kind, probe(), || qemu::find(config.qemu.as_deref()))?;
+pub fn select(config: &Config) -> Result<(Box<dyn Hypervisor>, Option<String>), Error> {
+    let find_qemu = || qemu::find(config.hypervisor.qemu.as_deref());
+    let (choice, warning) = choose(config.hypervisor.kind, probe(), find_qemu)?;
     let hypervisor: Box<dyn Hypervisor> = match choice {
-        Choice::Kvm => Box::new(kvm::Kvm),
+        Choice::Kvm => Box::new(kvm::Kvm { snapshot: config.snapshot.clone() }),
         Choice::Qemu(qemu) => Box::new(qemu),
     };
     Ok((hypervisor, warning))

@@ -147,7 +147,7 @@ impl Seek for Source<'_> {
 }
 
 /// Copies up to `size` bytes from the position of `from`; between files, `io::copy` is sendfile(2).
-fn send(from: &File, mut to: &File, offset: u64, size: u64) -> io::Result<u64> {
+pub fn send(from: &File, mut to: &File, offset: u64, size: u64) -> io::Result<u64> {
     to.seek(SeekFrom::Start(offset))?;
     io::copy(&mut from.take(size), &mut to)
 }

@@ -3,6 +3,9 @@
 //! In two processes. Here is the parent's side: [`Kvm`] opens what only the host has, and starts `rt vmm`, which gets everything as
 //! descriptors and opens nothing itself. That process's side is [`vmm`], and what it is made of: `memory` and `image` lay the
 //! guest out, `acpi` and `cpuid` tell it what it is, `vcpu` and `machine` run it.
+//!
+//! A guest is booted once for each kind of machine; what it then is, is kept as a `template`, from which the others start:
+//! `snapshot` takes and restores it, with `pause` and `registers`.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -13,17 +16,22 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use self::template::Template;
 use super::process::VmmProcess;
 use super::{Ending, Error as VmError, Hypervisor, Kind, Vm, VmFds, VmRecord, VmSpec, vsock};
-use crate::{devices, jail, sys};
+use crate::{config, devices, jail, sys};
 
 mod acpi;
 mod cpuid;
 mod image;
 mod machine;
 mod memory;
+mod pause;
 mod plug;
 mod probe;
+mod registers;
+mod snapshot;
+mod template;
 mod vcpu;
 mod vmm;
 
@@ -35,8 +43,10 @@ const VSOCK: &str = "vsock.sock";
 const CONTROL: &str = "control.sock";
 
 /// The built-in hypervisor.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Kvm;
+#[derive(Debug, Clone)]
+pub struct Kvm {
+    pub snapshot: config::Snapshot,
+}
 
 /// A VM of the built-in hypervisor.
 #[derive(Debug)]
@@ -45,6 +55,22 @@ struct KvmVm {
     uplink: UnixStream,
     vsock: PathBuf,
     control: PathBuf,
+    /// What becomes of a template when the guest is up, and the VMM's ear for that.
+    template: Option<(Template, UnixStream)>,
+}
+
+/// What `rt vmm` is told.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct Order {
+    spec: VmSpec,
+    template: Option<TemplateUse>,
+}
+
+/// What it does with the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+enum TemplateUse {
+    Start,
+    Make,
 }
 
 impl Hypervisor for Kvm {
@@ -54,7 +80,9 @@ impl Hypervisor for Kvm {
             .map_err(|unusable| VmError::Unusable { backend: "kvm", reason: unusable.reason })?;
         let kernel = open("kernel", &spec.kernel)?;
         let initramfs = open("initramfs", &spec.initramfs)?;
-        let json = serde_json::to_vec(spec).map_err(|error| launch("its description")(error.into()))?;
+        let template = Template::find(spec, &self.snapshot);
+        let order = Order { spec: spec.clone(), template: template.as_ref().map(Template::to_do) };
+        let json = serde_json::to_vec(&order).map_err(|error| launch("its description")(error.into()))?;
         let spec_file = sys::fd::memory_file(c"spec", &json).map_err(launch("its description"))?;
         let (uplink, vmm_uplink) = UnixStream::pair().map_err(launch("its uplink"))?;
         let (console, stdout) = pipe().map_err(launch("its console"))?;
@@ -66,19 +94,29 @@ impl Hypervisor for Kvm {
         let plugs = vsock::listen_unix(&control)
             .map_err(launch("its control socket"))
             .inspect_err(|_| drop(undo()))?;
+        let mut fds = vec![
+            spec_file,
+            kvm,
+            kernel,
+            initramfs,
+            fds.share,
+            listener.into(),
+            vmm_uplink.into(),
+            plugs.into(),
+        ];
+        let template = match template {
+            None => None,
+            Some(template) => {
+                let (ours, theirs) = UnixStream::pair().map_err(launch("its template"))?;
+                fds.push(template.file().try_clone().map_err(launch("its template"))?.into());
+                fds.push(theirs.into());
+                Some((template, ours))
+            }
+        };
         let child = jail::Spawn {
             verb: "vmm",
             args: vec![OsString::from(&spec.id)],
-            fds: vec![
-                spec_file,
-                kvm,
-                kernel,
-                initramfs,
-                fds.share,
-                listener.into(),
-                vmm_uplink.into(),
-                plugs.into(),
-            ],
+            fds,
             stdout: Some(stdout),
             stderr: Some(stderr),
         };
@@ -90,7 +128,7 @@ impl Hypervisor for Kvm {
                 let _ = undo();
                 Err(error)
             }
-            Ok(process) => Ok(Box::new(KvmVm { process, uplink, vsock: path, control })),
+            Ok(process) => Ok(Box::new(KvmVm { process, uplink, vsock: path, control, template })),
         }
     }
 }
@@ -114,7 +152,12 @@ impl Vm for KvmVm {
         let uplink = std::os::fd::AsFd::as_fd(&self.uplink);
         self.process.wait_readable_or_end(uplink, deadline)?;
         match vsock::receive_connection(&self.uplink) {
-            Ok(connection) => Ok(connection),
+            Ok(connection) => {
+                if let Some((template, vmm)) = self.template.take() {
+                    template.finish(vmm);
+                }
+                Ok(connection)
+            }
             // The VMM closes the uplink by ending only; a moment later it has ended.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Err(VmError::Ended(Box::new(self.process.end_by_itself(deadline))))

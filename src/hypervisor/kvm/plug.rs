@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kvm_ioctls::VmFd;
@@ -62,7 +63,7 @@ pub fn placeholders() -> impl Iterator<Item = Box<dyn VirtioDevice>> {
 /// The VMM's side.
 pub struct Slots {
     pub listener: UnixListener,
-    pub vm: VmFd,
+    pub vm: Arc<VmFd>,
     pub memory: Memory,
     pub event_loop: EventLoop,
     /// Device number of the first; the others follow.
@@ -97,7 +98,7 @@ impl Slots {
         let vhost = taps.split_off(message.taps.min(taps.len()));
         let device = Net::new(message.mac, taps, vhost, &self.memory)?;
         let index = self.first + message.slot;
-        let transport = attach(index, Box::new(device), &self.vm, &self.memory, &self.event_loop)?;
+        let transport = attach(index, Box::new(device), None, &self.vm, &self.memory, &self.event_loop)?;
         machine.replace(index, transport);
         Ok(())
     }

@@ -8,6 +8,7 @@ use vm_memory::{Address, GuestAddress};
 
 use super::machine::Machine;
 use super::memory::START_INFO;
+use super::pause::Pause;
 use super::{End, Error, cpuid};
 
 /// Processor number `id`, of which 0 starts at once, and the others when the guest says so.
@@ -91,9 +92,10 @@ pub fn start_at(vcpu: &VcpuFd, entry: GuestAddress) -> Result<(), Error> {
     vcpu.set_regs(&regs).map_err(Error::kvm("set a vCPU's registers"))
 }
 
-/// Runs a processor until the guest ends.
-pub fn run(vcpu: &mut VcpuFd, machine: &Machine) -> End {
+/// Runs processor number `id` until the guest ends.
+pub fn run(id: usize, vcpu: &mut VcpuFd, machine: &Machine, pause: Option<&Pause>) -> End {
     loop {
+        let mut interrupted = false;
         let end = match vcpu.run() {
             Ok(VcpuExit::MmioWrite(address, data)) => machine.write_memory(address, data),
             Ok(VcpuExit::MmioRead(address, data)) => machine.read_memory(address, data),
@@ -101,7 +103,10 @@ pub fn run(vcpu: &mut VcpuFd, machine: &Machine) -> End {
             Ok(VcpuExit::IoIn(port, data)) => machine.read_port(port, data),
             Ok(VcpuExit::Intr) => None,
             // EAGAIN: a processor that waits for its start was woken by something else.
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => None,
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                interrupted = true;
+                None
+            }
             Ok(VcpuExit::Shutdown) => Some(End::TripleFault),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => Some(End::PowerOff),
             Ok(VcpuExit::SystemEvent(..)) => Some(End::Reset),
@@ -114,6 +119,9 @@ pub fn run(vcpu: &mut VcpuFd, machine: &Machine) -> End {
         };
         if let Some(end) = end {
             return end;
+        }
+        if let (true, Some(pause)) = (interrupted, pause) {
+            pause.stop_here(id, vcpu);
         }
     }
 }

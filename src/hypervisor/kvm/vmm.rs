@@ -4,11 +4,11 @@
 //! end says so to `main`, which returns; the process's exit ends the other threads wherever they are.
 
 use std::fs::File;
-use std::io::Read;
-use std::os::fd::{FromRawFd, IntoRawFd};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, OnceLock};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use nix::sys::eventfd::EfdFlags;
@@ -19,10 +19,12 @@ use super::acpi::Tables;
 use super::image::Target;
 use super::machine::Machine;
 use super::memory::{MAX_DEVICES, TSS, gsi, registers};
+use super::pause::Pause;
 use super::plug::{self, Slots};
-use super::{End, Error, cpuid, memory, vcpu};
+use super::snapshot::{self, Recorder, State};
+use super::{End, Error, Order, TemplateUse, cpuid, memory, registers, vcpu};
 use crate::devices::fs::Fs;
-use crate::devices::mmio::{MmioTransport, Wiring};
+use crate::devices::mmio::{self, MmioTransport, Wiring};
 use crate::devices::rng::Rng;
 use crate::devices::serial::{self, Serial};
 use crate::devices::vsock::VsockDevice;
@@ -39,7 +41,7 @@ const VCPU_STACK: usize = 128 * 1024;
 
 /// What `Kvm::launch` hands over, as descriptors from 3 on, in this order.
 pub struct Inherited {
-    spec: File,
+    order: File,
     kvm: File,
     kernel: File,
     initramfs: File,
@@ -50,6 +52,8 @@ pub struct Inherited {
 }
 
 impl Inherited {
+    const COUNT: i32 = 8;
+
     fn take() -> Result<Self, Error> {
         let mut numbers = 3..;
         let mut next = || {
@@ -57,7 +61,7 @@ impl Inherited {
             fd::inherited(number).map_err(Error::host("take over descriptors: this verb is rt's own"))
         };
         Ok(Self {
-            spec: next()?.into(),
+            order: next()?.into(),
             kvm: next()?.into(),
             kernel: next()?.into(),
             initramfs: next()?.into(),
@@ -69,27 +73,64 @@ impl Inherited {
     }
 }
 
-/// Boots the guest and runs it to its end.
+/// A template's file, and whom to tell of it.
+struct TemplateFds {
+    file: File,
+    parent: UnixStream,
+}
+
+impl TemplateFds {
+    /// They come behind the others.
+    fn take() -> Result<Self, Error> {
+        let take = |number| fd::inherited(number).map_err(Error::host("take over a template"));
+        Ok(Self { file: take(3 + Inherited::COUNT)?.into(), parent: take(4 + Inherited::COUNT)?.into() })
+    }
+}
+
+/// Boots the guest, or lets it go on from a template, and runs it to its end.
 pub fn run() -> Result<End, Error> {
     let mut timeline = Timeline::default();
     timeline.mark("vmm.exec");
-    let Inherited { mut spec, kvm, kernel, initramfs, share, vsock, uplink, control } = Inherited::take()?;
-    let spec = read_spec(&mut spec)?;
+    let Inherited { mut order, kvm, kernel, initramfs, share, vsock, uplink, control } = Inherited::take()?;
+    let Order { spec, template } = read_order(&mut order)?;
+    let (start, make) = match template {
+        None => (None, None),
+        Some(TemplateUse::Start) => (Some(TemplateFds::take()?), None),
+        Some(TemplateUse::Make) => (None, Some(TemplateFds::take()?)),
+    };
     jail::enter(&Jail::sealed(LIMITS))?;
     timeline.mark("vmm.jailed");
 
     // SAFETY: the descriptor is owned and passed on.
     let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
-    let vm = kvm.create_vm().map_err(Error::kvm("make a VM"))?;
+    let vm = Arc::new(kvm.create_vm().map_err(Error::kvm("make a VM"))?);
     let (memory, file) = memory::allocate(spec.memory_mib)?;
     // Before the interrupt controllers: afterwards KVM would wait several ms for readers of what it replaces.
     memory::register(&vm, &memory)?;
     vm.set_tss_address(TSS).map_err(Error::kvm("place the TSS"))?;
     vm.create_irq_chip().map_err(Error::kvm("make interrupt controllers"))?;
+    let supported = cpuid::supported(&kvm, spec.vcpus)?;
     timeline.mark("vmm.created");
 
+    let memory_bytes = u64::from(spec.memory_mib) << 20;
+    let snapshot = start.and_then(|TemplateFds { file, mut parent }| {
+        let state = State::read(&file, memory_bytes, &supported);
+        if state.is_none() {
+            // Who started this process may have ended.
+            let _ = writeln!(parent, "it was made by another KVM");
+        }
+        Some((file, state?))
+    });
+
     let target = Target { memory: &memory, file: &file, memory_mib: spec.memory_mib };
-    let image = target.load(kernel, &initramfs, (&spec.kernel, &spec.initramfs))?;
+    let image = match &snapshot {
+        Some((template, _)) => {
+            snapshot::load(template, &file, memory_bytes)?;
+            announce(&uplink)?;
+            None
+        }
+        None => Some(target.load(kernel, &initramfs, (&spec.kernel, &spec.initramfs))?),
+    };
     timeline.mark("vmm.loaded");
 
     let event_loop = EventLoop::new()?;
@@ -104,22 +145,42 @@ pub fn run() -> Result<End, Error> {
         devices.extend(plug::placeholders());
     }
     assert!(devices.len() <= MAX_DEVICES, "the list of devices is this file's");
-    let attach = |(index, device)| attach(index, device, &vm, &memory, &event_loop);
+    let mut states = snapshot.as_ref().map(|(_, state)| state.devices.iter().cloned());
+    let attach = |(index, device)| {
+        let state = states.as_mut().and_then(Iterator::next);
+        attach(index, device, state, &vm, &memory, &event_loop)
+    };
     let devices = devices.into_iter().enumerate().map(attach).collect::<Result<Vec<_>, _>>()?;
     let serial = Serial::new(serial_interrupt(&vm, spec.console)?);
 
-    let tables = Tables { vcpus: spec.vcpus, devices: devices.len(), serial: spec.console };
-    let rsdp = tables.write(&memory)?;
-    target.write_start_info(&image, &command_line(&spec), rsdp)?;
-
-    let supported = cpuid::supported(&kvm, spec.vcpus)?;
     let vcpus = (0..spec.vcpus).map(|id| vcpu::create(&vm, id, &supported)).collect::<Result<Vec<_>, _>>()?;
-    vcpu::start_at(&vcpus[0], image.entry)?;
+    match (&image, &snapshot) {
+        (Some(image), _) => {
+            let tables = Tables { vcpus: spec.vcpus, devices: devices.len(), serial: spec.console };
+            let rsdp = tables.write(&memory)?;
+            target.write_start_info(image, &command_line(&spec), rsdp)?;
+            vcpu::start_at(&vcpus[0], image.entry)?;
+        }
+        (None, Some((_, state))) => {
+            state.give(&vm)?;
+            state.vcpus.iter().zip(&vcpus).try_for_each(|(registers, vcpu)| registers.give(vcpu))?;
+        }
+        (None, None) => unreachable!("without a template there is an image"),
+    }
     timeline.mark("vmm.run");
     drop(timeline);
 
     let machine = Arc::new(Machine::new(devices, serial));
-    let (ended, _watch) = start(vcpus, &machine, &event_loop)?;
+    let pause = match &make {
+        Some(_) => Some(Arc::new(Pause::new(vcpus.len(), registers::msr_numbers(&kvm)?)?)),
+        None => None,
+    };
+    let (ended, _watch, threads) = start_vcpus(vcpus, &machine, pause.as_ref(), &event_loop)?;
+    if let (Some(TemplateFds { file: template, parent: wish }), Some(pause)) = (make, pause) {
+        let (vm, machine) = (Arc::clone(&vm), Arc::clone(&machine));
+        Recorder { template, wish, vm, memory: file, cpuid: supported, machine, pause, vcpus: threads }
+            .start()?;
+    }
     let slots = Slots {
         listener: control,
         vm,
@@ -131,6 +192,17 @@ pub fn run() -> Result<End, Error> {
     let end = serve(&machine, slots, &event_loop, &ended)?;
     Timeline::default().mark("vmm.end");
     Ok(end)
+}
+
+/// A guest from a template has greeted already: the same words, from here.
+fn announce(uplink: &UnixStream) -> Result<(), Error> {
+    let beacon = rt_proto::Beacon { version: rt_proto::PROTOCOL_VERSION };
+    let send = || -> io::Result<()> {
+        let (mut ours, theirs) = UnixStream::pair()?;
+        ours.write_all(&beacon.to_bytes())?;
+        fd::send(uplink.as_fd(), &[0], theirs.as_fd())
+    };
+    send().map_err(Error::host("tell that the guest is up"))
 }
 
 /// Marks for the parent, which collects them. Printed in one write when dropped: each would wake the parent.
@@ -149,12 +221,13 @@ impl Drop for Timeline {
     }
 }
 
-fn read_spec(file: &mut File) -> Result<VmSpec, Error> {
+fn read_order(file: &mut File) -> Result<Order, Error> {
     let mut json = String::new();
     file.read_to_string(&mut json).map_err(Error::host("read what VM to start"))?;
-    let spec: VmSpec = serde_json::from_str(&json).map_err(Error::Spec)?;
-    let in_range = (1..=32).contains(&spec.vcpus) && (32..=65_536).contains(&spec.memory_mib);
-    if in_range { Ok(spec) } else { Err(Error::Shape { vcpus: spec.vcpus, memory_mib: spec.memory_mib }) }
+    let order: Order = serde_json::from_str(&json).map_err(Error::Spec)?;
+    let VmSpec { vcpus, memory_mib, .. } = order.spec;
+    let in_range = (1..=32).contains(&vcpus) && (32..=65_536).contains(&memory_mib);
+    if in_range { Ok(order) } else { Err(Error::Shape { vcpus, memory_mib }) }
 }
 
 /// What this machine needs the kernel to know, then what the caller wants.
@@ -168,10 +241,12 @@ fn command_line(spec: &VmSpec) -> String {
     format!("{machine} {console} {}", spec.kernel_parameters)
 }
 
-/// Connects device number `index` with the guest: registers, a kick for each queue, an interrupt line.
+/// Connects device number `index` with the guest: registers, a kick for each queue, an interrupt line. With `state` it goes on as the
+/// device that was in that state.
 pub fn attach(
     index: usize,
     device: Box<dyn VirtioDevice>,
+    state: Option<mmio::State>,
     vm: &VmFd,
     memory: &Memory,
     event_loop: &EventLoop,
@@ -193,7 +268,11 @@ pub fn attach(
     }
     let events = event_loop.events(index as u32);
     let interrupt = Interrupt(interrupt);
-    Ok(MmioTransport::new(device, Wiring { memory: memory.clone(), events, interrupt, kicks }))
+    let wiring = Wiring { memory: memory.clone(), events, interrupt, kicks };
+    match state {
+        None => Ok(MmioTransport::new(device, wiring)),
+        Some(state) => Ok(MmioTransport::resumed(device, state, wiring)?),
+    }
 }
 
 /// User space in the guest needs the interrupt to write to its console.
@@ -213,28 +292,31 @@ const END: u32 = u32::MAX;
 /// Device number of the control socket.
 const CONTROL: u32 = u32::MAX - 1;
 
-fn start(
+fn start_vcpus(
     vcpus: Vec<VcpuFd>,
     machine: &Arc<Machine>,
+    pause: Option<&Arc<Pause>>,
     event_loop: &EventLoop,
-) -> Result<(Ended, Watch), Error> {
+) -> Result<(Ended, Watch, Vec<JoinHandle<()>>), Error> {
     let ended = Ended::default();
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let wake = nix::sys::eventfd::EventFd::from_flags(flags)
         .map_err(|errno| Error::host("make an eventfd")(errno.into()))?;
     let watch = event_loop.events(END).watch(&wake, 0)?;
     let wake = Arc::new(wake);
+    let mut threads = Vec::with_capacity(vcpus.len());
     for (id, mut vcpu) in vcpus.into_iter().enumerate() {
         let (machine, ended, wake) = (Arc::clone(machine), Arc::clone(&ended), Arc::clone(&wake));
+        let pause = pause.cloned();
         let thread = thread::Builder::new().name(format!("vcpu{id}")).stack_size(VCPU_STACK);
         let run = move || {
             // A second end is no news.
-            let _ = ended.set(vcpu::run(&mut vcpu, &machine));
+            let _ = ended.set(vcpu::run(id, &mut vcpu, &machine, pause.as_deref()));
             let _ = wake.write(1);
         };
-        thread.spawn(run).map_err(Error::host("start a vCPU's thread"))?;
+        threads.push(thread.spawn(run).map_err(Error::host("start a vCPU's thread"))?);
     }
-    Ok((ended, watch))
+    Ok((ended, watch, threads))
 }
 
 fn serve(

@@ -1,0 +1,268 @@
+//! A guest's memory and machine in one file: what a template is.
+//!
+//! ```text
+//!   0                  guest memory, as in its memfd; holes where nothing but zeros are
+//!   memory's length    the machine's state (`State`), postcard
+//! ```
+//!
+//! It is taken of a guest that has nothing to do: no buffer is with a device, nothing is connected. So a device's state is its
+//! registers alone, and where its rings stand is read from guest memory. Who may read such a file, and what of a machine must
+//! be the same for it to fit, is `template`'s affair.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use kvm_bindings::{
+    CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data,
+    kvm_cpuid_entry2, kvm_irqchip,
+};
+use kvm_ioctls::VmFd;
+use nix::unistd::{Whence, lseek64};
+use serde::{Deserialize, Serialize};
+
+use super::machine::Machine;
+use super::pause::Pause;
+use super::registers::Registers;
+use super::{Error, image, one_line};
+use crate::devices::mmio;
+use crate::sys::clock;
+
+/// Of the machine's state: 32 processors take less than 1 MiB.
+const MAX_STATE: u64 = 4 << 20;
+const PAGE: usize = 4096;
+/// So many pages of zeros are a hole; fewer are copied with their neighbours, since each piece costs system calls at every start.
+const HOLE: usize = 16;
+
+/// The machine beside its memory.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct State {
+    /// What KVM supported then.
+    cpuid: Vec<kvm_cpuid_entry2>,
+    pub vcpus: Vec<Registers>,
+    pub devices: Vec<mmio::State>,
+    interrupt_controllers: Vec<kvm_irqchip>,
+    clock: kvm_clock_data,
+}
+
+impl State {
+    /// Of a machine that stands still.
+    fn take(
+        vm: &VmFd,
+        cpuid: &CpuId,
+        vcpus: Vec<Registers>,
+        devices: Vec<mmio::State>,
+    ) -> Result<Self, Error> {
+        let mut interrupt_controllers = Vec::new();
+        for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC] {
+            let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+            vm.get_irqchip(&mut chip).map_err(Error::kvm("read an interrupt controller"))?;
+            interrupt_controllers.push(chip);
+        }
+        let mut clock = vm.get_clock().map_err(Error::kvm("read the VM's clock"))?;
+        // What the host's clocks showed: they have gone on when this is set.
+        clock.flags = 0;
+        Ok(Self { cpuid: cpuid.as_slice().to_vec(), vcpus, devices, interrupt_controllers, clock })
+    }
+
+    /// The state in `file`, if it is one of a machine of this memory, on a host that supports `cpuid`.
+    pub fn read(file: &File, memory_bytes: u64, cpuid: &CpuId) -> Option<Self> {
+        let length =
+            file.metadata().ok()?.len().checked_sub(memory_bytes).filter(|length| *length <= MAX_STATE)?;
+        let mut bytes = vec![0; length as usize];
+        file.read_exact_at(&mut bytes, memory_bytes).ok()?;
+        let state: Self = postcard::from_bytes(&bytes).ok()?;
+        (state.cpuid == cpuid.as_slice()).then_some(state)
+    }
+
+    /// Sets what is the VM's; processors and devices are their owners'.
+    pub fn give(&self, vm: &VmFd) -> Result<(), Error> {
+        for chip in &self.interrupt_controllers {
+            vm.set_irqchip(chip).map_err(Error::kvm("set an interrupt controller"))?;
+        }
+        vm.set_clock(&self.clock).map_err(Error::kvm("set the VM's clock"))
+    }
+}
+
+/// Fills fresh guest memory from `template`, by sendfile(2), as a kernel is loaded.
+pub fn load(template: &File, memory: &File, memory_bytes: u64) -> Result<(), Error> {
+    let mut template = template;
+    for (start, end) in data(template, memory_bytes).map_err(Error::host("look through a template"))? {
+        template.seek(SeekFrom::Start(start)).map_err(Error::host("read a template"))?;
+        let sent =
+            image::send(template, memory, start, end - start).map_err(Error::host("copy a template"))?;
+        if sent != end - start {
+            return Err(Error::host("copy a template")(io::ErrorKind::UnexpectedEof.into()));
+        }
+    }
+    Ok(())
+}
+
+/// The parts of the first `length` bytes that are no holes.
+fn data(file: &File, length: u64) -> io::Result<Vec<(u64, u64)>> {
+    let mut parts = Vec::new();
+    let mut at = 0;
+    while at < length {
+        let start = match lseek64(file, at as i64, Whence::SeekData) {
+            Err(nix::errno::Errno::ENXIO) => break,
+            other => other? as u64,
+        };
+        if start >= length {
+            break;
+        }
+        at = (lseek64(file, start as i64, Whence::SeekHole)? as u64).min(length);
+        parts.push((start, at));
+    }
+    Ok(parts)
+}
+
+/// Copies guest memory to `template`, but for what is zero.
+fn save(memory: &File, template: &File, memory_bytes: u64) -> io::Result<()> {
+    template.set_len(memory_bytes)?;
+    let mut buffer = vec![0; 256 * PAGE];
+    for (start, end) in data(memory, memory_bytes)? {
+        let mut at = start;
+        while at < end {
+            let piece = &mut buffer[..(end - at).min(256 * PAGE as u64) as usize];
+            memory.read_exact_at(piece, at)?;
+            for (offset, bytes) in filled(piece) {
+                template.write_all_at(bytes, at + offset as u64)?;
+            }
+            at += piece.len() as u64;
+        }
+    }
+    Ok(())
+}
+
+/// What is not zeros, by page: offset and bytes.
+fn filled(piece: &[u8]) -> Vec<(usize, &[u8])> {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for (index, page) in piece.chunks(PAGE).enumerate() {
+        if page.iter().all(|byte| *byte == 0) {
+            continue;
+        }
+        let (start, end) = (index * PAGE, index * PAGE + page.len());
+        match runs.last_mut() {
+            Some((_, last)) if start - *last < HOLE * PAGE => *last = end,
+            _ => runs.push((start, end)),
+        }
+    }
+    runs.into_iter().map(|(start, end)| (start, &piece[start..end])).collect()
+}
+
+/// What writes a template of this machine when it is asked to.
+pub struct Recorder {
+    pub template: File,
+    /// A byte on it is the wish; a line is the answer, empty when the template is whole.
+    pub wish: UnixStream,
+    pub vm: Arc<VmFd>,
+    pub memory: Arc<File>,
+    pub cpuid: CpuId,
+    pub machine: Arc<Machine>,
+    pub pause: Arc<Pause>,
+    pub vcpus: Vec<JoinHandle<()>>,
+}
+
+impl Recorder {
+    /// In a thread of its own, while the machine runs.
+    pub fn start(mut self) -> Result<(), Error> {
+        let record = move || {
+            if matches!(self.wish.read(&mut [0]), Ok(1)) {
+                let answer = self.record().map_or_else(|error| one_line(&error), |()| String::new());
+                // Who asked may have lost patience.
+                let _ = writeln!(self.wish, "{answer}");
+            }
+        };
+        let thread = thread::Builder::new().name("recorder".into());
+        thread.spawn(record).map(drop).map_err(Error::host("start a thread"))
+    }
+
+    fn record(&self) -> Result<(), Error> {
+        self.wait_until_idle()?;
+        self.pause.during(&self.vcpus, |registers| {
+            let devices = self.machine.frozen();
+            let states = devices.iter().map(|device| device.state().clone()).collect();
+            let state = State::take(&self.vm, &self.cpuid, registers, states)?;
+            let failed = || Error::host("write a template");
+            let memory_bytes = self.memory.metadata().map_err(failed())?.len();
+            save(&self.memory, &self.template, memory_bytes).map_err(failed())?;
+            let state = postcard::to_stdvec(&state).map_err(|error| failed()(io::Error::other(error)))?;
+            self.template.write_all_at(&state, memory_bytes).map_err(failed())
+        })
+    }
+
+    /// The agent greets before it has done everything: what it still has to do would be every start's.
+    fn wait_until_idle(&self) -> Result<(), Error> {
+        const WINDOW: Duration = Duration::from_millis(10);
+        const BUSY_NS: u64 = 500_000;
+        const PATIENCE: u32 = 300;
+        let spent = || -> Result<u64, Error> {
+            let spent = self.vcpus.iter().map(|vcpu| clock::thread_ns(vcpu.as_pthread_t()));
+            spent.sum::<io::Result<u64>>().map_err(Error::host("read a thread's clock"))
+        };
+        let mut last = spent()?;
+        for _ in 0..PATIENCE {
+            thread::sleep(WINDOW);
+            let now = spent()?;
+            if now - last < BUSY_NS {
+                return Ok(());
+            }
+            last = now;
+        }
+        Err(Error::host("take a template of a guest that is busy")(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory(pages: &[(usize, u8)], count: usize) -> File {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len((count * PAGE) as u64).expect("it grows");
+        for (page, byte) in pages {
+            file.write_all_at(&[*byte; PAGE], (page * PAGE) as u64).expect("written");
+        }
+        file
+    }
+
+    fn content(file: &File, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, 0).expect("read");
+        bytes
+    }
+
+    #[test]
+    fn memory_comes_back_as_it_was() {
+        let pages = [(0, 1), (1, 0), (3, 2), (300, 3), (599, 4)];
+        let guest = memory(&pages, 600);
+        let template = tempfile::tempfile().expect("a file");
+        save(&guest, &template, 600 * PAGE as u64).expect("saved");
+        let copy = memory(&[], 600);
+        load(&template, &copy, 600 * PAGE as u64).expect("loaded");
+        assert!(content(&guest, 600 * PAGE) == content(&copy, 600 * PAGE));
+    }
+
+    #[test]
+    fn zeros_are_not_kept_but_in_small_gaps() {
+        let page = |byte: u8| vec![byte; PAGE];
+        let piece = [page(0), page(1), page(0), page(2), vec![0; HOLE * PAGE], page(3)].concat();
+        let runs: Vec<_> =
+            filled(&piece).into_iter().map(|(start, run)| (start / PAGE, run.len() / PAGE)).collect();
+        assert_eq!(runs, [(1, 3), (4 + HOLE, 1)]);
+    }
+
+    #[test]
+    fn what_is_no_state_is_refused() {
+        let cpuid = CpuId::from_entries(&[]).expect("none");
+        let file = memory(&[(0, 1)], 2);
+        assert!(State::read(&file, 4 * PAGE as u64, &cpuid).is_none(), "shorter than memory");
+        assert!(State::read(&file, 2 * PAGE as u64, &cpuid).is_none(), "nothing behind memory");
+        assert!(State::read(&file, PAGE as u64, &cpuid).is_none(), "something else behind memory");
+    }
+}
