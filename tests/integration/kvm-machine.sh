@@ -18,6 +18,7 @@
 #   KVM_MACHINE_TIMEOUT  seconds until the machine is stopped (default 1500)
 #   KVM_MACHINE_OUT      a directory, shared both ways (default: none)
 #   KVM_MACHINE_ENV      names of variables to pass on, separated by spaces
+#   KVM_MACHINE_ICOUNT   not empty: its clocks count instructions, one a nanosecond, whatever else runs on this host
 #   KVM_MACHINE_DEBUG    not empty: the machine's kernel messages are shown
 set -Eeuo pipefail
 shopt -s inherit_errexit
@@ -141,7 +142,8 @@ ulimit -n "$(ulimit -Hn)"
 # Output goes to a file, and without ioeventfd, so that it is there when the machine's write has returned: the guest's driver
 # does not wait for that, and what is under way when the machine is switched off is lost.
 : >"$run/output"
-qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max,+svm -smp 1 -m "$mem" \
+accel=(-accel tcg,thread=multi); [ -z "${KVM_MACHINE_ICOUNT:-}" ] || accel=(-accel tcg,thread=single -icount shift=0,sleep=off)
+qemu-system-x86_64 -M q35 "${accel[@]}" -cpu max,+svm -smp 1 -m "$mem" \
   -nodefaults -display none -no-reboot -serial "$serial" \
   -kernel "$image/vmlinuz" -initrd "$run/initrd" -append "console=ttyS0 panic=-1 rdinit=/init quiet mitigations=off" \
   -device virtio-serial-pci,ioeventfd=off -chardev "file,id=output,path=$run/output" -device virtserialport,chardev=output,nr=1 \

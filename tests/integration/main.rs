@@ -55,6 +55,7 @@ mod process;
 mod ps;
 mod record;
 mod signals;
+mod snapshot;
 mod spec;
 mod start;
 mod state;

@@ -1,7 +1,7 @@
 //! A guest's memory and machine in one file: what a template is.
 //!
 //! ```text
-//!   0                  guest memory, as in its memfd; holes where nothing but zeros are
+//!   0                  guest memory, as in its memfd; holes where nothing is
 //!   memory's length    the machine's state (`State`), postcard
 //! ```
 //!
@@ -33,15 +33,20 @@ use super::{Error, image, one_line};
 use crate::devices::mmio;
 use crate::sys::clock;
 
+/// What a state begins with.
+const FORM: [u8; 8] = *b"rt snap1";
 /// Of the machine's state: 32 processors take less than 1 MiB.
 const MAX_STATE: u64 = 4 << 20;
 const PAGE: usize = 4096;
-/// So many pages of zeros are a hole; fewer are copied with their neighbours, since each piece costs system calls at every start.
+/// What Linux fills pages with that it needed for its start only, as it frees them (POISON_FREE_INITMEM): the initramfs above all.
+const FREED: u8 = 0xcc;
+/// So many empty pages are a hole; fewer are copied with their neighbours, since each piece costs system calls at every start.
 const HOLE: usize = 16;
 
 /// The machine beside its memory.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct State {
+    form: [u8; 8],
     /// What KVM supported then.
     cpuid: Vec<kvm_cpuid_entry2>,
     pub vcpus: Vec<Registers>,
@@ -67,7 +72,14 @@ impl State {
         let mut clock = vm.get_clock().map_err(Error::kvm("read the VM's clock"))?;
         // What the host's clocks showed: they have gone on when this is set.
         clock.flags = 0;
-        Ok(Self { cpuid: cpuid.as_slice().to_vec(), vcpus, devices, interrupt_controllers, clock })
+        Ok(Self {
+            form: FORM,
+            cpuid: cpuid.as_slice().to_vec(),
+            vcpus,
+            devices,
+            interrupt_controllers,
+            clock,
+        })
     }
 
     /// The state in `file`, if it is one of a machine of this memory, on a host that supports `cpuid`.
@@ -77,7 +89,7 @@ impl State {
         let mut bytes = vec![0; length as usize];
         file.read_exact_at(&mut bytes, memory_bytes).ok()?;
         let state: Self = postcard::from_bytes(&bytes).ok()?;
-        (state.cpuid == cpuid.as_slice()).then_some(state)
+        (state.form == FORM && state.cpuid == cpuid.as_slice()).then_some(state)
     }
 
     /// Sets what is the VM's; processors and devices are their owners'.
@@ -121,7 +133,7 @@ fn data(file: &File, length: u64) -> io::Result<Vec<(u64, u64)>> {
     Ok(parts)
 }
 
-/// Copies guest memory to `template`, but for what is zero.
+/// Copies guest memory to `template`, but for pages that hold nothing.
 fn save(memory: &File, template: &File, memory_bytes: u64) -> io::Result<()> {
     template.set_len(memory_bytes)?;
     let mut buffer = vec![0; 256 * PAGE];
@@ -139,11 +151,12 @@ fn save(memory: &File, template: &File, memory_bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// What is not zeros, by page: offset and bytes.
+/// What holds something, by page: offset and bytes. Zeros and freed pages do not: who is given a freed page expects nothing of it.
 fn filled(piece: &[u8]) -> Vec<(usize, &[u8])> {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     for (index, page) in piece.chunks(PAGE).enumerate() {
-        if page.iter().all(|byte| *byte == 0) {
+        let first = page[0];
+        if matches!(first, 0 | FREED) && page.iter().all(|byte| *byte == first) {
             continue;
         }
         let (start, end) = (index * PAGE, index * PAGE + page.len());
@@ -239,7 +252,7 @@ mod tests {
 
     #[test]
     fn memory_comes_back_as_it_was() {
-        let pages = [(0, 1), (1, 0), (3, 2), (300, 3), (599, 4)];
+        let pages = [(0, 1), (1, 0), (3, 2), (4, 1), (5, FREED - 1), (300, 3), (599, 4)];
         let guest = memory(&pages, 600);
         let template = tempfile::tempfile().expect("a file");
         save(&guest, &template, 600 * PAGE as u64).expect("saved");
@@ -249,9 +262,9 @@ mod tests {
     }
 
     #[test]
-    fn zeros_are_not_kept_but_in_small_gaps() {
+    fn what_is_empty_is_not_kept_but_in_small_gaps() {
         let page = |byte: u8| vec![byte; PAGE];
-        let piece = [page(0), page(1), page(0), page(2), vec![0; HOLE * PAGE], page(3)].concat();
+        let piece = [page(0), page(1), page(FREED), page(2), vec![0; HOLE * PAGE], page(3)].concat();
         let runs: Vec<_> =
             filled(&piece).into_iter().map(|(start, run)| (start / PAGE, run.len() / PAGE)).collect();
         assert_eq!(runs, [(1, 3), (4 + HOLE, 1)]);

@@ -131,7 +131,7 @@ pub fn run() -> Result<End, Error> {
         }
         None => Some(target.load(kernel, &initramfs, (&spec.kernel, &spec.initramfs))?),
     };
-    timeline.mark("vmm.loaded");
+    timeline.mark(if image.is_some() { "vmm.loaded" } else { "vmm.resumed" });
 
     let event_loop = EventLoop::new()?;
     let fs = Fs::new(&spec.share_tag, share, &event_loop.events(0))?;

@@ -1,0 +1,133 @@
+//! Machines that start from a template: the second of a kind does, is a machine of its own, and nothing goes wrong with a bad one.
+//! Templates are of rt's own VMM; with software emulation every machine boots, and makes none.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::shell::{Bundle, Ended, Input, Place, host, place};
+
+const DIRECTORY: &str = "/run/rt-templates";
+
+/// A bundle whose machine is like no other's: one parameter that nobody reads.
+fn of_a_new_kind(settings: &str) -> Bundle {
+    let mut bundle = Bundle::new();
+    bundle.settings = format!("[hypervisor]\nkernel_parameters = \"rt.test={}\"\n{settings}", bundle.id);
+    bundle
+}
+
+fn templates() -> BTreeSet<PathBuf> {
+    let entries = fs::read_dir(DIRECTORY).into_iter().flatten();
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+/// What it printed, and whether it started from a template.
+fn run(bundle: &mut Bundle, script: &str) -> (Ended, bool) {
+    bundle.args(&["/bin/sh", "-c", script]);
+    let trace = bundle.path("trace.json");
+    let ended = bundle.call().flags(&["--trace", trace.to_str().unwrap()]).end();
+    let marks: Vec<Value> = serde_json::from_slice(&fs::read(trace).unwrap()).unwrap();
+    let resumed = marks.iter().any(|mark| mark["name"] == "vmm.resumed");
+    (ended, resumed)
+}
+
+#[test]
+fn the_second_of_a_kind_starts_from_the_firsts_template() {
+    let mut bundle = of_a_new_kind("");
+    let script = "cat /proc/sys/kernel/random/boot_id; head -c 16 /dev/urandom | od -An -tx1; date +%s; free -m | awk '/Mem:/ { print $2 }'";
+    let runs = [0, 1, 2].map(|_| run(&mut bundle, script));
+    let resumed: Vec<bool> = runs.iter().map(|(_, resumed)| *resumed).collect();
+    if place() == Place::Emulation {
+        assert_eq!(resumed, [false; 3]);
+        return;
+    }
+    assert_eq!(resumed, [false, true, true], "{}", runs[1].0);
+    let lines: Vec<Vec<String>> = runs
+        .iter()
+        .map(|(ended, _)| {
+            ended.code(0).stderr("");
+            ended.text().lines().map(str::to_owned).collect()
+        })
+        .collect();
+    // The same machine, but nobody's random numbers are another's.
+    for line in [0, 1] {
+        assert_eq!(lines.iter().map(|lines| &lines[line]).collect::<BTreeSet<_>>().len(), 3, "{lines:?}");
+    }
+    let of_first = lines[0][3].clone();
+    let now: i64 = host("date +%s").parse().unwrap();
+    for lines in &lines {
+        assert!((now - lines[2].parse::<i64>().unwrap()).abs() < 60, "{lines:?}, now {now}");
+        assert_eq!(lines[3], of_first);
+    }
+}
+
+/// All processors, their clocks and timers go on; files, memory and streams work.
+#[test]
+fn it_works_as_one_that_booted() {
+    let mut bundle = of_a_new_kind("vcpus = 2\nmemory_mib = 200\n");
+    let script = "nproc; for cpu in 0 1; do taskset $((1 << cpu)) sh -c 'sleep 0.2; echo runs' || exit; done; \
+         head -c 30000000 /dev/urandom >/big && wc -c </big; head -c 60000000 /dev/zero | tail -c 60000000 | wc -c; cat";
+    for resumed in [false, place() == Place::Kvm] {
+        bundle.args(&["/bin/sh", "-c", script]);
+        let trace = bundle.path("trace.json");
+        let call = bundle.call().flags(&["--trace", trace.to_str().unwrap()]);
+        call.stdin(Input::Bytes(b"to its input\n".into()))
+            .end()
+            .code(0)
+            .stderr("")
+            .stdout("2\nruns\nruns\n30000000\n60000000\nto its input\n");
+        let text = fs::read_to_string(trace).unwrap();
+        assert_eq!(text.contains("vmm.resumed"), resumed);
+    }
+}
+
+#[test]
+fn whoever_wants_none_gets_none() {
+    let mut bundle = of_a_new_kind("[snapshot]\nenabled = false\n");
+    let before = templates();
+    for _ in 0..2 {
+        let (ended, resumed) = run(&mut bundle, "echo booted");
+        ended.says(&["booted"]);
+        assert!(!resumed);
+    }
+    assert!(templates().is_subset(&before));
+}
+
+/// The VMM finds out, boots, and the next one has a new template.
+#[test]
+fn a_damaged_template_is_thrown_away() {
+    let mut bundle = of_a_new_kind("");
+    let before = templates();
+    run(&mut bundle, "true").0.code(0);
+    if place() == Place::Emulation {
+        assert!(templates().is_subset(&before));
+        return;
+    }
+    let made: Vec<PathBuf> = templates().difference(&before).cloned().collect();
+    let [template] = &made[..] else { panic!("one template was to be made: {made:?}") };
+    let length = fs::metadata(template).unwrap().len();
+    for damaged in [0, length / 2, length - 100] {
+        fs::File::options().write(true).open(template).unwrap().set_len(damaged).unwrap();
+        let resumed = [0, 1, 2].map(|_| {
+            let (ended, resumed) = run(&mut bundle, "echo well");
+            ended.code(0).stdout("well\n").stderr("");
+            resumed
+        });
+        assert_eq!(resumed, [false, false, true], "cut to {damaged} of {length}");
+    }
+}
+
+#[test]
+fn so_many_are_kept_as_configured() {
+    if place() == Place::Emulation {
+        assert!(!Path::new(DIRECTORY).exists() || templates().is_empty());
+        return;
+    }
+    for _ in 0..3 {
+        let mut bundle = of_a_new_kind("[snapshot]\nkeep = 2\n");
+        run(&mut bundle, "true").0.code(0);
+    }
+    assert_eq!(templates().len(), 2);
+}
