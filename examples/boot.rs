@@ -12,7 +12,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use rt::config::Cache;
+use rt::config::{Cache, Snapshot};
 use rt::fsd::{self, Entry, FsdSpec};
 use rt::hypervisor::kvm::{Kvm, probe, vmm_main};
 use rt::hypervisor::{Ending, Hypervisor, VmFds, VmSpec};
@@ -118,7 +118,8 @@ fn run(request: &Request) -> anyhow::Result<(Ending, Vec<(String, f64)>)> {
     let start = monotonic_ns();
     let mut marks = Vec::new();
     let mut mark = |name: &str| marks.push((name.to_owned(), monotonic_ns()));
-    let mut vm = Kvm.launch(&request.spec, VmFds { share })?;
+    let snapshot = Snapshot { enabled: false, ..Snapshot::default() };
+    let mut vm = Kvm { snapshot }.launch(&request.spec, VmFds { share })?;
     mark("launched");
     let ending = match vm.accept(deadline) {
         Ok(beacon) => {

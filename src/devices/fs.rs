@@ -6,6 +6,7 @@
 //! under way would wait for ever.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
@@ -31,17 +32,25 @@ pub struct Fs {
     config: [u8; MAX_TAG + 4],
     server: Frontend,
     negotiated: bool,
+    /// Guest memory that the server does not see: no buffer is there.
+    hidden: Vec<Range<u64>>,
     /// Queues that the server works on.
     active: Vec<usize>,
     _hangup: Watch,
 }
 
 impl Fs {
-    /// `socket` leads to the server. `tag` is what the guest mounts.
+    /// `socket` leads to the server. `tag` is what the guest mounts. `hidden` is guest memory, ascending and below its first gap, that
+    /// other processes cannot see.
     ///
     /// # Errors
     /// [`Error::Host`]; also for a tag that is empty or longer than [`MAX_TAG`].
-    pub fn new(tag: &str, socket: UnixStream, events: &Events) -> Result<Self, Error> {
+    pub fn new(
+        tag: &str,
+        socket: UnixStream,
+        hidden: Vec<Range<u64>>,
+        events: &Events,
+    ) -> Result<Self, Error> {
         if tag.is_empty() || tag.len() > MAX_TAG {
             return Err(Error::host("use this virtio-fs tag")(io::ErrorKind::InvalidInput.into()));
         }
@@ -50,7 +59,7 @@ impl Fs {
         config[MAX_TAG..].copy_from_slice(&REQUEST_QUEUES.to_le_bytes());
         let hangup = events.watch_hangup(&socket, 0)?;
         let server = Frontend::from_stream(socket, QUEUE_SIZES.len() as u64);
-        Ok(Self { config, server, negotiated: false, active: Vec::new(), _hangup: hangup })
+        Ok(Self { config, server, negotiated: false, hidden, active: Vec::new(), _hangup: hangup })
     }
 
     /// Once for the life of the connection. Messages are not acknowledged: a server that dislikes one closes the
@@ -123,7 +132,7 @@ impl VirtioDevice for Fs {
         self.negotiate()?;
         let features = context.features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
         self.server.set_features(features).map_err(failed("features"))?;
-        self.server.set_mem_table(&regions(&context.memory)?).map_err(failed("memory"))?;
+        self.server.set_mem_table(&regions(&context.memory, &self.hidden)?).map_err(failed("memory"))?;
         for (index, queue) in context.queues.iter().enumerate() {
             if queue.queue.ready() {
                 self.start_queue(index, queue, &context)?;
@@ -152,21 +161,29 @@ fn host_address(memory: &Memory, address: u64) -> Result<u64, Error> {
     pointer.map(|pointer| pointer as u64).map_err(|_| virtio_queue::Error::FindMemoryRegion.into())
 }
 
-fn regions(memory: &Memory) -> Result<Vec<VhostUserMemoryRegionInfo>, Error> {
-    memory
-        .iter()
-        .map(|region| {
-            let no_file = || Error::host("share guest memory")(io::ErrorKind::Unsupported.into());
-            let file = region.file_offset().ok_or_else(no_file)?;
-            Ok(VhostUserMemoryRegionInfo {
-                guest_phys_addr: region.start_addr().raw_value(),
-                memory_size: region.len(),
-                userspace_addr: region.as_ptr() as u64,
-                mmap_offset: file.start(),
-                mmap_handle: file.file().as_raw_fd(),
-            })
-        })
-        .collect()
+/// Guest memory, but for what is hidden.
+fn regions(memory: &Memory, hidden: &[Range<u64>]) -> Result<Vec<VhostUserMemoryRegionInfo>, Error> {
+    let mut parts = Vec::new();
+    for region in memory.iter() {
+        let no_file = || Error::host("share guest memory")(io::ErrorKind::Unsupported.into());
+        let file = region.file_offset().ok_or_else(no_file)?;
+        let (base, length) = (region.start_addr().raw_value(), region.len());
+        let mut start = base;
+        let inside = hidden.iter().filter(|range| range.start >= base && range.end <= base + length);
+        for end in inside.cloned().chain(std::iter::once(base + length..base + length)) {
+            if end.start > start {
+                parts.push(VhostUserMemoryRegionInfo {
+                    guest_phys_addr: start,
+                    memory_size: end.start - start,
+                    userspace_addr: region.as_ptr() as u64 + (start - base),
+                    mmap_offset: file.start() + (start - base),
+                    mmap_handle: file.file().as_raw_fd(),
+                });
+            }
+            start = end.end;
+        }
+    }
+    Ok(parts)
 }
 
 fn failed(what: &'static str) -> impl FnOnce(vhost::Error) -> Error {
@@ -175,6 +192,8 @@ fn failed(what: &'static str) -> impl FnOnce(vhost::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::FileOffset;
+
     use super::*;
     use crate::devices::EventLoop;
 
@@ -182,15 +201,29 @@ mod tests {
     fn the_configuration_names_the_tag() {
         let (socket, _server) = UnixStream::pair().expect("a pair");
         let events = EventLoop::new().expect("an epoll instance").events(0);
-        let fs = Fs::new("rt", socket, &events).expect("a device");
+        let fs = Fs::new("rt", socket, Vec::new(), &events).expect("a device");
         assert_eq!(fs.config()[..4], *b"rt\0\0");
         assert_eq!(fs.config()[36..], [1, 0, 0, 0]);
     }
 
     #[test]
+    fn the_server_sees_all_but_what_is_hidden() {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(10 << 20).expect("it grows");
+        let part = |offset| Some(FileOffset::new(file.try_clone().expect("a descriptor"), offset));
+        let (low, high) =
+            ((GuestAddress(0), 8 << 20, part(0)), (GuestAddress(4 << 30), 2 << 20, part(8 << 20)));
+        let memory = Memory::from_ranges_with_files([low, high]).expect("memory");
+        let seen = regions(&memory, &[0x1000..0x3000, 0x3000..0x4000, 0x10_0000..8 << 20]).expect("regions");
+        let seen: Vec<_> =
+            seen.iter().map(|part| (part.guest_phys_addr, part.memory_size, part.mmap_offset)).collect();
+        assert_eq!(seen, [(0, 0x1000, 0), (0x4000, 0xf_c000, 0x4000), (4 << 30, 2 << 20, 8 << 20)]);
+    }
+
+    #[test]
     fn a_tag_has_a_length() {
         let events = EventLoop::new().expect("an epoll instance").events(0);
-        let new = |tag: &str| Fs::new(tag, UnixStream::pair().expect("a pair").0, &events);
+        let new = |tag: &str| Fs::new(tag, UnixStream::pair().expect("a pair").0, Vec::new(), &events);
         assert!(new(&"t".repeat(MAX_TAG)).is_ok());
         assert!(new(&"t".repeat(MAX_TAG + 1)).is_err() && new("").is_err());
     }
@@ -199,7 +232,7 @@ mod tests {
     fn the_servers_end_is_noticed_before_and_after_activation() {
         let (socket, server) = UnixStream::pair().expect("a pair");
         let event_loop = EventLoop::new().expect("an epoll instance");
-        let mut fs = Fs::new("rt", socket, &event_loop.events(7)).expect("a device");
+        let mut fs = Fs::new("rt", socket, Vec::new(), &event_loop.events(7)).expect("a device");
         drop(server);
         let mut seen = Vec::new();
         let result = event_loop.wait(|device, source| {

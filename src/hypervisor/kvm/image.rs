@@ -6,6 +6,8 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use linux_loader::configurator::pvh::PvhBootConfigurator;
@@ -27,6 +29,8 @@ const RAM: u32 = 1;
 /// "xEn3" with the high bit of its E set.
 const START_INFO_MAGIC: u32 = 0x336e_c578;
 const PAGE: u64 = 0x1000;
+/// So many ranges has [`constant`] at most: each splits memory as the file server sees it, which takes eight parts.
+const MAX_CONSTANT: usize = 4;
 
 /// Guest memory, also as a file, for what is written to it without a mapping. Low memory is the start of the file, so a
 /// place's offset in it is its address.
@@ -44,7 +48,7 @@ pub struct Image {
 
 impl Target<'_> {
     /// Loads both files; `paths` are for messages.
-    pub fn load(&self, kernel: File, initramfs: &File, paths: (&Path, &Path)) -> Result<Image, Error> {
+    pub fn load(&self, kernel: &File, initramfs: &File, paths: (&Path, &Path)) -> Result<Image, Error> {
         let image = |path: &Path, reason: String| Error::Image { path: path.to_owned(), reason };
         let mut source = Source { file: kernel, memory: self.file, base: self.base()? };
         let loaded = Elf::load(self.memory, None, &mut source, Some(GuestAddress(KERNEL)))
@@ -117,7 +121,7 @@ impl Target<'_> {
 
 /// The kernel's file, from which the loader "reads" into guest memory.
 struct Source<'a> {
-    file: File,
+    file: &'a File,
     memory: &'a File,
     /// Where low memory is mapped.
     base: usize,
@@ -129,7 +133,7 @@ impl ReadVolatile for Source<'_> {
         buf: &mut VolatileSlice<'_, B>,
     ) -> Result<usize, VolatileMemoryError> {
         let offset = buf.ptr_guard().as_ptr() as usize - self.base;
-        let sent = send(&self.file, self.memory, offset as u64, buf.len() as u64);
+        let sent = send(self.file, self.memory, offset as u64, buf.len() as u64);
         sent.map(|sent| sent as usize).map_err(VolatileMemoryError::IOError)
     }
 }
@@ -150,6 +154,52 @@ impl Seek for Source<'_> {
 pub fn send(from: &File, mut to: &File, offset: u64, size: u64) -> io::Result<u64> {
     to.seek(SeekFrom::Start(offset))?;
     io::copy(&mut from.take(size), &mut to)
+}
+
+/// Where the pages of a kernel lie that are neither written to nor ever freed: those of its executable segment, but for what pads
+/// it (Linux frees the padding). Ascending; [`MAX_CONSTANT`] at most. An ELF file that was loaded is sound as far as this reads it.
+///
+/// # Errors
+/// Those of reading.
+pub fn constant(kernel: &File) -> io::Result<Vec<Range<u64>>> {
+    // elf(5), Elf64_Ehdr and Elf64_Phdr.
+    const LOAD: u64 = 1;
+    const EXECUTE: u64 = 1;
+    const WRITE: u64 = 2;
+    let number = |at: u64, size: usize| -> io::Result<u64> {
+        let mut bytes = [0; 8];
+        kernel.read_exact_at(&mut bytes[..size], at)?;
+        Ok(u64::from_le_bytes(bytes))
+    };
+    let (table, entry, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for header in (0..count).map(|index| table.saturating_add(index * entry)) {
+        if number(header, 4)? != LOAD || number(header + 4, 4)? & (EXECUTE | WRITE) != EXECUTE {
+            continue;
+        }
+        let (offset, address, size) =
+            (number(header + 8, 8)?, number(header + 24, 8)?, number(header + 32, 8)?);
+        if address % PAGE != 0 {
+            continue;
+        }
+        let mut page = [0; PAGE as usize];
+        // The last page may hold something else behind the segment's end.
+        for at in (0..size / PAGE).map(|index| index * PAGE) {
+            kernel.read_exact_at(&mut page, offset + at)?;
+            if page.iter().all(|byte| *byte == page[0]) {
+                continue;
+            }
+            let start = address + at;
+            match ranges.last_mut() {
+                Some(last) if last.end == start => last.end += PAGE,
+                _ => ranges.push(start..start + PAGE),
+            }
+        }
+    }
+    ranges.sort_by_key(|range| range.start.wrapping_sub(range.end));
+    ranges.truncate(MAX_CONSTANT);
+    ranges.sort_by_key(|range| range.start);
+    Ok(ranges)
 }
 
 #[cfg(test)]
@@ -194,7 +244,7 @@ mod tests {
         let (memory, backing) = memory::allocate(memory_mib).expect("memory");
         let target = Target { memory: &memory, file: &backing, memory_mib };
         let paths = (Path::new("KERNEL"), Path::new("INITRAMFS"));
-        let image = target.load(file(kernel), &file(initramfs), paths).map_err(|error| error.to_string())?;
+        let image = target.load(&file(kernel), &file(initramfs), paths).map_err(|error| error.to_string())?;
         target
             .write_start_info(&image, "quiet", GuestAddress(0xe_0000))
             .map_err(|error| error.to_string())?;
@@ -240,5 +290,31 @@ mod tests {
         assert_eq!(error, "32 MiB of memory are too few for kernel and initramfs");
         let error = load(&kernel(b"code"), &vec![0; 33 << 20], 32).err().expect("no room");
         assert_eq!(error, "32 MiB of memory are too few for kernel and initramfs");
+    }
+
+    /// Two pages of code, of which the second is padding; data, which is written to.
+    #[test]
+    fn padding_and_data_are_not_constant() {
+        let page = PAGE as usize;
+        let mut elf = vec![0; 5 * page];
+        let mut put = |at: usize, bytes: &[u8]| elf[at..at + bytes.len()].copy_from_slice(bytes);
+        put(32, &64u64.to_le_bytes());
+        put(54, &56u16.to_le_bytes());
+        put(56, &2u16.to_le_bytes());
+        for (header, flags, offset, address, size) in
+            [(64, 5u32, 1, 0x20_0000u64, 3), (120, 7, 4, 0x30_0000, 1)]
+        {
+            put(header, &1u32.to_le_bytes());
+            put(header + 4, &flags.to_le_bytes());
+            put(header + 8, &(offset * PAGE).to_le_bytes());
+            put(header + 24, &address.to_le_bytes());
+            put(header + 32, &(size * PAGE + 8).to_le_bytes());
+        }
+        put(page, b"code");
+        put(2 * page, &[0xcc; PAGE as usize]);
+        put(3 * page, b"constants");
+        put(4 * page, b"data");
+        let ranges = constant(&file(&elf)).expect("it is read");
+        assert_eq!(ranges, [0x20_0000..0x20_1000, 0x20_2000..0x20_3000]);
     }
 }

@@ -10,6 +10,9 @@
 //! All of it is one memfd, mapped shared, since the file server works in it, too.
 
 use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
@@ -88,11 +91,34 @@ pub fn allocate(memory_mib: u32) -> Result<(Memory, Arc<File>), Error> {
     let memory = Memory::from_ranges_with_files(ranges).map_err(|error| {
         let source = match error {
             FromRangesError::MmapRegion(vm_memory::mmap::MmapRegionError::Mmap(source)) => source,
-            other => std::io::Error::other(other),
+            other => io::Error::other(other),
         };
         Error::host("map guest memory")(source)
     })?;
     Ok((memory, file))
+}
+
+/// Maps `range` of `file` over the same range of guest memory, below the gap, for this process alone: what is written there goes nowhere else.
+pub fn lay_over(memory: &Memory, range: &Range<u64>, file: &File) -> Result<(), Error> {
+    let failed = Error::host("map a template");
+    let length = (range.end - range.start) as usize;
+    let Ok(slice) = memory.get_slice(GuestAddress(range.start), length) else {
+        return Err(failed(io::ErrorKind::InvalidData.into()));
+    };
+    let place = slice.ptr_guard_mut().as_ptr();
+    // SAFETY: the place is mapped, as long as this, and belongs to guest memory, whose content nobody here relies on. `memory` unmaps all of
+    // its region in the end, whatever lies there.
+    let mapped = unsafe {
+        libc::mmap(
+            place.cast(),
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+            file.as_raw_fd(),
+            range.start as libc::off_t,
+        )
+    };
+    if mapped == libc::MAP_FAILED { Err(failed(io::Error::last_os_error())) } else { Ok(()) }
 }
 
 /// Gives the memory to a VM.

@@ -11,6 +11,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::thread::JoinHandleExt;
@@ -29,8 +30,8 @@ use serde::{Deserialize, Serialize};
 use super::machine::Machine;
 use super::pause::Pause;
 use super::registers::Registers;
-use super::{Error, image, one_line};
-use crate::devices::mmio;
+use super::{Error, image, memory, one_line};
+use crate::devices::{Memory, mmio};
 use crate::sys::clock;
 
 /// What a state begins with.
@@ -51,6 +52,8 @@ pub struct State {
     cpuid: Vec<kvm_cpuid_entry2>,
     pub vcpus: Vec<Registers>,
     pub devices: Vec<mmio::State>,
+    /// Guest memory that neither changes nor gets another purpose: all machines share the template's.
+    pub constant: Vec<Range<u64>>,
     interrupt_controllers: Vec<kvm_irqchip>,
     clock: kvm_clock_data,
 }
@@ -62,6 +65,7 @@ impl State {
         cpuid: &CpuId,
         vcpus: Vec<Registers>,
         devices: Vec<mmio::State>,
+        constant: Vec<Range<u64>>,
     ) -> Result<Self, Error> {
         let mut interrupt_controllers = Vec::new();
         for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC] {
@@ -77,6 +81,7 @@ impl State {
             cpuid: cpuid.as_slice().to_vec(),
             vcpus,
             devices,
+            constant,
             interrupt_controllers,
             clock,
         })
@@ -101,18 +106,35 @@ impl State {
     }
 }
 
-/// Fills fresh guest memory from `template`, by sendfile(2), as a kernel is loaded.
-pub fn load(template: &File, memory: &File, memory_bytes: u64) -> Result<(), Error> {
+/// Fills fresh guest memory from `template`, by sendfile(2) as a kernel is loaded, but for what is constant: that is
+/// the template's own, mapped in its place. Another process that maps `memory` sees nothing there.
+pub fn load(template: &File, memory: &File, mapping: &Memory, constant: &[Range<u64>]) -> Result<(), Error> {
+    let failed = || Error::host("copy a template");
+    let memory_bytes = memory.metadata().map_err(failed())?.len();
     let mut template = template;
     for (start, end) in data(template, memory_bytes).map_err(Error::host("look through a template"))? {
-        template.seek(SeekFrom::Start(start)).map_err(Error::host("read a template"))?;
-        let sent =
-            image::send(template, memory, start, end - start).map_err(Error::host("copy a template"))?;
-        if sent != end - start {
-            return Err(Error::host("copy a template")(io::ErrorKind::UnexpectedEof.into()));
+        for part in without(start..end, constant) {
+            template.seek(SeekFrom::Start(part.start)).map_err(failed())?;
+            let length = part.end - part.start;
+            if image::send(template, memory, part.start, length).map_err(failed())? != length {
+                return Err(failed()(io::ErrorKind::UnexpectedEof.into()));
+            }
         }
     }
-    Ok(())
+    constant.iter().try_for_each(|range| memory::lay_over(mapping, range, template))
+}
+
+/// `range` without `others`, which are ascending.
+fn without(range: Range<u64>, others: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut parts = Vec::new();
+    let mut start = range.start;
+    for other in others.iter().filter(|other| other.start < range.end && other.end > range.start) {
+        parts.push(start..other.start);
+        start = other.end;
+    }
+    parts.push(start..range.end);
+    parts.retain(|part| part.start < part.end);
+    parts
 }
 
 /// The parts of the first `length` bytes that are no holes.
@@ -175,6 +197,8 @@ pub struct Recorder {
     pub wish: UnixStream,
     pub vm: Arc<VmFd>,
     pub memory: Arc<File>,
+    /// The file that was loaded.
+    pub kernel: File,
     pub cpuid: CpuId,
     pub machine: Arc<Machine>,
     pub pause: Arc<Pause>,
@@ -196,11 +220,12 @@ impl Recorder {
     }
 
     fn record(&self) -> Result<(), Error> {
+        let constant = image::constant(&self.kernel).map_err(Error::host("read the kernel once more"))?;
         self.wait_until_idle()?;
         self.pause.during(&self.vcpus, |registers| {
             let devices = self.machine.frozen();
             let states = devices.iter().map(|device| device.state().clone()).collect();
-            let state = State::take(&self.vm, &self.cpuid, registers, states)?;
+            let state = State::take(&self.vm, &self.cpuid, registers, states, constant)?;
             let failed = || Error::host("write a template");
             let memory_bytes = self.memory.metadata().map_err(failed())?.len();
             save(&self.memory, &self.template, memory_bytes).map_err(failed())?;
@@ -257,7 +282,7 @@ mod tests {
         let template = tempfile::tempfile().expect("a file");
         save(&guest, &template, 600 * PAGE as u64).expect("saved");
         let copy = memory(&[], 600);
-        load(&template, &copy, 600 * PAGE as u64).expect("loaded");
+        load(&template, &copy, &Memory::new(), &[]).expect("loaded");
         assert!(content(&guest, 600 * PAGE) == content(&copy, 600 * PAGE));
     }
 
@@ -268,6 +293,13 @@ mod tests {
         let runs: Vec<_> =
             filled(&piece).into_iter().map(|(start, run)| (start / PAGE, run.len() / PAGE)).collect();
         assert_eq!(runs, [(1, 3), (4 + HOLE, 1)]);
+    }
+
+    #[test]
+    fn what_is_constant_is_not_copied() {
+        assert_eq!(without(2..9, &[0..1, 1..3, 5..6, 8..20]), [3..5, 6..8]);
+        assert!(without(2..9, &[0..2, 9..10]).iter().eq([&(2..9)]));
+        assert!(without(2..9, std::slice::from_ref(&(0..20))).is_empty());
     }
 
     #[test]

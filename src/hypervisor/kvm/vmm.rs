@@ -122,19 +122,20 @@ pub fn run() -> Result<End, Error> {
         Some((file, state?))
     });
 
+    let constant = snapshot.as_ref().map_or(&[][..], |(_, state)| &state.constant);
     let target = Target { memory: &memory, file: &file, memory_mib: spec.memory_mib };
     let image = match &snapshot {
         Some((template, _)) => {
-            snapshot::load(template, &file, memory_bytes)?;
+            snapshot::load(template, &file, &memory, constant)?;
             announce(&uplink)?;
             None
         }
-        None => Some(target.load(kernel, &initramfs, (&spec.kernel, &spec.initramfs))?),
+        None => Some(target.load(&kernel, &initramfs, (&spec.kernel, &spec.initramfs))?),
     };
     timeline.mark(if image.is_some() { "vmm.loaded" } else { "vmm.resumed" });
 
     let event_loop = EventLoop::new()?;
-    let fs = Fs::new(&spec.share_tag, share, &event_loop.events(0))?;
+    let fs = Fs::new(&spec.share_tag, share, constant.to_vec(), &event_loop.events(0))?;
     let vsock = VsockDevice::new(rt_proto::GUEST_CID.into(), vsock, uplink).map_err(devices::Error::from)?;
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(fs), Box::new(VsockVirtio::new(vsock))];
     if spec.entropy {
@@ -178,8 +179,18 @@ pub fn run() -> Result<End, Error> {
     let (ended, _watch, threads) = start_vcpus(vcpus, &machine, pause.as_ref(), &event_loop)?;
     if let (Some(TemplateFds { file: template, parent: wish }), Some(pause)) = (make, pause) {
         let (vm, machine) = (Arc::clone(&vm), Arc::clone(&machine));
-        Recorder { template, wish, vm, memory: file, cpuid: supported, machine, pause, vcpus: threads }
-            .start()?;
+        Recorder {
+            template,
+            wish,
+            vm,
+            memory: file,
+            kernel,
+            cpuid: supported,
+            machine,
+            pause,
+            vcpus: threads,
+        }
+        .start()?;
     }
     let slots = Slots {
         listener: control,
