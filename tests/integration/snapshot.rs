@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::network::netns::Pair;
 use crate::shell::{Bundle, Ended, Input, Place, host, place};
 
 const DIRECTORY: &str = "/run/rt-templates";
@@ -68,7 +69,7 @@ fn the_second_of_a_kind_starts_from_the_firsts_template() {
 fn it_works_as_one_that_booted() {
     let mut bundle = of_a_new_kind("vcpus = 2\nmemory_mib = 200\n");
     let script = "nproc; for cpu in 0 1; do taskset $((1 << cpu)) sh -c 'sleep 0.2; echo runs' || exit; done; \
-         head -c 30000000 /dev/urandom >/big && wc -c </big; head -c 60000000 /dev/zero | tail -c 60000000 | wc -c; cat";
+         head -c 3000000 /dev/urandom >/big && wc -c </big; head -c 20000000 /dev/zero | tail -c 20000000 | wc -c; cat";
     for resumed in [false, place() == Place::Kvm] {
         bundle.args(&["/bin/sh", "-c", script]);
         let trace = bundle.path("trace.json");
@@ -77,9 +78,28 @@ fn it_works_as_one_that_booted() {
             .end()
             .code(0)
             .stderr("")
-            .stdout("2\nruns\nruns\n30000000\n60000000\nto its input\n");
+            .stdout("2\nruns\nruns\n3000000\n20000000\nto its input\n");
         let text = fs::read_to_string(trace).unwrap();
         assert_eq!(text.contains("vmm.resumed"), resumed);
+    }
+}
+
+/// One is there before the machine runs, which makes its template without it; whoever starts from that gets its own.
+#[test]
+fn interfaces_are_none_of_the_templates() {
+    let settings = of_a_new_kind("").settings.clone();
+    for resumed in [false, place() == Place::Kvm] {
+        let pair = Pair::new("");
+        let mut bundle = pair.bundle();
+        bundle.settings = settings.clone();
+        bundle.capabilities(&["CAP_NET_RAW"]);
+        let (ended, from_template) =
+            run(&mut bundle, "ping -c 2 -i 0.2 -W 5 10.9.0.1; cat /sys/class/net/eth0/address");
+        ended.code(0);
+        let mac = pair.pod.run("cat /sys/class/net/eth0/address");
+        assert!(ended.text().contains(" 0% packet loss") && ended.text().contains(mac.trim()), "{ended}");
+        assert_eq!(from_template, resumed);
+        pair.is_clean();
     }
 }
 

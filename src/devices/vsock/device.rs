@@ -7,7 +7,8 @@
 use std::num::Wrapping;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -49,6 +50,11 @@ impl VsockDevice {
     /// struct virtio_vsock_config, virtio 1.2 §5.10.4.
     pub fn config(&self) -> [u8; 8] {
         self.guest_cid.to_le_bytes()
+    }
+
+    /// Becomes true when the guest has made its first connection.
+    pub fn greeted(&self) -> Arc<AtomicBool> {
+        self.muxer.greeted()
     }
 
     /// Readable (level-triggered) when [`Self::process_host_events`] has something to do.

@@ -20,6 +20,8 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
@@ -81,6 +83,8 @@ pub struct Muxer {
     ready: VecDeque<Key>,
     resets: VecDeque<Header>,
     next_host_port: u32,
+    /// Set when the guest's first connection has been passed up.
+    greeted: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -110,9 +114,15 @@ impl Muxer {
                 ready: VecDeque::new(),
                 resets: VecDeque::new(),
                 next_host_port: FIRST_HOST_PORT,
+                greeted: Arc::default(),
             })
         };
         new().map_err(Error::Watch)
+    }
+
+    /// Whether the guest has made a connection.
+    pub fn greeted(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.greeted)
     }
 
     /// Readable when [`Self::process_host_events`] has something to do.
@@ -346,6 +356,7 @@ impl Muxer {
             && let Ok(stream) = pass()
         {
             self.add(key, Connection::accepted(stream, request));
+            self.greeted.store(true, Ordering::Relaxed);
         } else {
             self.send_reset(request);
         }

@@ -10,12 +10,13 @@
 //! be the same for it to fit, is `template`'s affair.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use kvm_bindings::{
     kvm_cpuid_entry2, kvm_irqchip,
 };
 use kvm_ioctls::VmFd;
+use nix::sys::eventfd::EventFd;
 use nix::unistd::{Whence, lseek64};
 use serde::{Deserialize, Serialize};
 
@@ -190,30 +192,34 @@ fn filled(piece: &[u8]) -> Vec<(usize, &[u8])> {
     runs.into_iter().map(|(start, end)| (start, &piece[start..end])).collect()
 }
 
-/// What writes a template of this machine when it is asked to.
+/// What writes a template of this machine as soon as the agent has greeted and has nothing to do.
 pub struct Recorder {
     pub template: File,
-    /// A byte on it is the wish; a line is the answer, empty when the template is whole.
-    pub wish: UnixStream,
+    /// Gets a line: empty when the template is whole, else why it is not.
+    pub parent: UnixStream,
+    pub greeted: Arc<AtomicBool>,
     pub vm: Arc<VmFd>,
     pub memory: Arc<File>,
     /// The file that was loaded.
     pub kernel: File,
     pub cpuid: CpuId,
     pub machine: Arc<Machine>,
+    /// So many devices belong to every machine of the kind.
+    pub devices: usize,
     pub pause: Arc<Pause>,
     pub vcpus: Vec<JoinHandle<()>>,
+    /// Written to in the end.
+    pub done: EventFd,
 }
 
 impl Recorder {
     /// In a thread of its own, while the machine runs.
     pub fn start(mut self) -> Result<(), Error> {
         let record = move || {
-            if matches!(self.wish.read(&mut [0]), Ok(1)) {
-                let answer = self.record().map_or_else(|error| one_line(&error), |()| String::new());
-                // Who asked may have lost patience.
-                let _ = writeln!(self.wish, "{answer}");
-            }
+            let answer = self.record().map_or_else(|error| one_line(&error), |()| String::new());
+            // Who wants to know may have ended.
+            let _ = writeln!(self.parent, "{answer}");
+            let _ = self.done.write(1);
         };
         let thread = thread::Builder::new().name("recorder".into());
         thread.spawn(record).map(drop).map_err(Error::host("start a thread"))
@@ -224,7 +230,7 @@ impl Recorder {
         self.wait_until_idle()?;
         self.pause.during(&self.vcpus, |registers| {
             let devices = self.machine.frozen();
-            let states = devices.iter().map(|device| device.state().clone()).collect();
+            let states = devices[..self.devices].iter().map(|device| device.state().clone()).collect();
             let state = State::take(&self.vm, &self.cpuid, registers, states, constant)?;
             let failed = || Error::host("write a template");
             let memory_bytes = self.memory.metadata().map_err(failed())?.len();
@@ -243,6 +249,10 @@ impl Recorder {
             let spent = self.vcpus.iter().map(|vcpu| clock::thread_ns(vcpu.as_pthread_t()));
             spent.sum::<io::Result<u64>>().map_err(Error::host("read a thread's clock"))
         };
+        // However long that takes: whoever waits for the greeting has a deadline.
+        while !self.greeted.load(Ordering::Relaxed) {
+            thread::sleep(WINDOW);
+        }
         let mut last = spent()?;
         for _ in 0..PATIENCE {
             thread::sleep(WINDOW);

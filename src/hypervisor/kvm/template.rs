@@ -9,7 +9,7 @@
 //! as are configured, those used last.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
@@ -25,6 +25,9 @@ use crate::hypervisor::VmSpec;
 
 /// For a guest that is not idle soon, and for writing its memory, on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A larger machine boots: its kernel's tables alone, a 64th of its memory, take longer to copy than to fill.
+const MAX_MEMORY_MIB: u32 = 4096;
 
 /// What a VMM is to do with the file it is given.
 #[derive(Debug)]
@@ -57,7 +60,7 @@ impl Template {
     /// For a machine like `spec`. None where another process is making one, or `settings` or the host want none.
     pub fn find(spec: &VmSpec, settings: &config::Snapshot) -> Option<Self> {
         // Whoever wants to see the console wants to see the boot.
-        if !settings.enabled || spec.console {
+        if !settings.enabled || spec.console || spec.memory_mib > MAX_MEMORY_MIB {
             return None;
         }
         let found = || -> io::Result<Option<Self>> {
@@ -125,9 +128,8 @@ impl Template {
 }
 
 impl Draft {
-    fn finish(self, mut vmm: UnixStream) -> io::Result<()> {
+    fn finish(self, vmm: UnixStream) -> io::Result<()> {
         vmm.set_read_timeout(Some(PATIENCE))?;
-        vmm.write_all(&[0])?;
         let reason = answer(&vmm)?;
         if !reason.is_empty() {
             return Err(io::Error::other(reason));

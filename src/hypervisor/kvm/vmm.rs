@@ -137,6 +137,7 @@ pub fn run() -> Result<End, Error> {
     let event_loop = EventLoop::new()?;
     let fs = Fs::new(&spec.share_tag, share, constant.to_vec(), &event_loop.events(0))?;
     let vsock = VsockDevice::new(rt_proto::GUEST_CID.into(), vsock, uplink).map_err(devices::Error::from)?;
+    let greeted = vsock.greeted();
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(fs), Box::new(VsockVirtio::new(vsock))];
     if spec.entropy {
         devices.push(Box::new(Rng::default()));
@@ -177,21 +178,29 @@ pub fn run() -> Result<End, Error> {
         None => None,
     };
     let (ended, _watch, threads) = start_vcpus(vcpus, &machine, pause.as_ref(), &event_loop)?;
-    if let (Some(TemplateFds { file: template, parent: wish }), Some(pause)) = (make, pause) {
-        let (vm, machine) = (Arc::clone(&vm), Arc::clone(&machine));
-        Recorder {
-            template,
-            wish,
-            vm,
-            memory: file,
-            kernel,
-            cpuid: supported,
-            machine,
-            pause,
-            vcpus: threads,
+    let recording = match (make, pause) {
+        (Some(TemplateFds { file: template, parent }), Some(pause)) => {
+            let done = signal()?;
+            let watch = event_loop.events(RECORDED).watch(&done, 0)?;
+            let recorder = Recorder {
+                template,
+                parent,
+                greeted,
+                vm: Arc::clone(&vm),
+                memory: file,
+                kernel,
+                cpuid: supported,
+                machine: Arc::clone(&machine),
+                devices: first_slot,
+                pause,
+                vcpus: threads,
+                done,
+            };
+            recorder.start()?;
+            Some(watch)
         }
-        .start()?;
-    }
+        _ => None,
+    };
     let slots = Slots {
         listener: control,
         vm,
@@ -200,7 +209,7 @@ pub fn run() -> Result<End, Error> {
         first: first_slot,
         used: Default::default(),
     };
-    let end = serve(&machine, slots, &event_loop, &ended)?;
+    let end = serve(&machine, slots, recording, &event_loop, &ended)?;
     Timeline::default().mark("vmm.end");
     Ok(end)
 }
@@ -302,6 +311,15 @@ type Ended = Arc<OnceLock<End>>;
 const END: u32 = u32::MAX;
 /// Device number of the control socket.
 const CONTROL: u32 = u32::MAX - 1;
+/// Device number of the event that the machine's template is done.
+const RECORDED: u32 = u32::MAX - 2;
+
+/// For a thread to wake the first one.
+fn signal() -> Result<nix::sys::eventfd::EventFd, Error> {
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    let signal = nix::sys::eventfd::EventFd::from_flags(flags);
+    signal.map_err(|errno| Error::host("make an eventfd")(errno.into()))
+}
 
 fn start_vcpus(
     vcpus: Vec<VcpuFd>,
@@ -310,9 +328,7 @@ fn start_vcpus(
     event_loop: &EventLoop,
 ) -> Result<(Ended, Watch, Vec<JoinHandle<()>>), Error> {
     let ended = Ended::default();
-    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-    let wake = nix::sys::eventfd::EventFd::from_flags(flags)
-        .map_err(|errno| Error::host("make an eventfd")(errno.into()))?;
+    let wake = signal()?;
     let watch = event_loop.events(END).watch(&wake, 0)?;
     let wake = Arc::new(wake);
     let mut threads = Vec::with_capacity(vcpus.len());
@@ -333,15 +349,22 @@ fn start_vcpus(
 fn serve(
     machine: &Machine,
     mut slots: Slots,
+    mut recording: Option<Watch>,
     event_loop: &EventLoop,
     ended: &OnceLock<End>,
 ) -> Result<End, Error> {
     slots.listener.set_nonblocking(true).map_err(Error::host("listen for control"))?;
-    let _watch = event_loop.events(CONTROL).watch(&slots.listener, 0)?;
+    let mut control = None;
     loop {
+        // Nothing is plugged while a template is made: it would be in that.
+        if recording.is_none() && control.is_none() {
+            control = Some(event_loop.events(CONTROL).watch(&slots.listener, 0)?);
+        }
         event_loop.wait(|device, source| {
             if device == CONTROL {
                 slots.serve(machine);
+            } else if device == RECORDED {
+                recording = None;
             } else if let Some(end) = machine.process(device, source) {
                 let _ = ended.set(end);
             }
