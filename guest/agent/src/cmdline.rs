@@ -7,7 +7,7 @@ pub struct Parameters {
     pub beacon_port: u32,
     /// `rt.log=debug`: everything goes to the kernel log, not only warnings.
     pub debug: bool,
-    /// The machine ends by reset: it has no ACPI, or the command line says how to reboot.
+    /// The machine ends by reset: it has no ACPI, or a reset is to be a triple fault.
     pub end_by_reset: bool,
 }
 
@@ -26,7 +26,7 @@ impl Parameters {
                 "rt.beacon" => parameters.beacon_port = value.parse().unwrap_or(parameters.beacon_port),
                 "rt.log" => parameters.debug = value == "debug",
                 "acpi" => parameters.end_by_reset |= value == "off",
-                "reboot" => parameters.end_by_reset = true,
+                "reboot" => parameters.end_by_reset |= value.starts_with('t'),
                 _ => {}
             }
         }
@@ -49,8 +49,14 @@ mod tests {
 
     #[test]
     fn last_value_counts() {
-        let parameters = Parameters::parse("rt.beacon=7 rt.beacon=70000 rt.log=debug acpi=off");
+        let parameters = Parameters::parse("rt.beacon=7 rt.beacon=70000 rt.log=debug reboot=a reboot=t");
         assert_eq!(parameters, Parameters { beacon_port: 70000, debug: true, end_by_reset: true });
+    }
+
+    #[test]
+    fn a_machine_that_can_be_switched_off_is() {
+        assert!(!Parameters::parse("reboot=a panic=-1").end_by_reset);
+        assert!(Parameters::parse("acpi=off").end_by_reset);
     }
 
     #[test]

@@ -154,7 +154,7 @@ impl Vm for KvmVm {
         match vsock::receive_connection(&self.uplink) {
             Ok(connection) => {
                 if let Some((template, vmm)) = self.template.take() {
-                    template.finish(vmm);
+                    template.finish(vmm, deadline);
                 }
                 Ok(connection)
             }

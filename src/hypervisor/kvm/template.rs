@@ -14,7 +14,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::fcntl::{AtFlags, Flock, FlockArg};
 use sha2::{Digest, Sha256};
@@ -22,9 +22,6 @@ use sha2::{Digest, Sha256};
 use super::TemplateUse;
 use crate::config;
 use crate::hypervisor::VmSpec;
-
-/// For a guest that is not idle soon, and for writing its memory, on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A larger machine boots: its kernel's tables alone, a 64th of its memory, take longer to copy than to fill.
 const MAX_MEMORY_MIB: u32 = 4096;
@@ -107,8 +104,8 @@ impl Template {
         }
     }
 
-    /// The guest is up: makes the template, or forgets one that the VMM found not to fit. `vmm` leads to the VMM.
-    pub fn finish(self, vmm: UnixStream) {
+    /// The guest is up: waits for the template until `deadline`, or forgets one that the VMM found not to fit. `vmm` leads to the VMM.
+    pub fn finish(self, vmm: UnixStream, deadline: Instant) {
         match self {
             Self::Start(found) => {
                 if let Ok(()) = vmm.set_nonblocking(true)
@@ -119,7 +116,7 @@ impl Template {
                 }
             }
             Self::Make(draft) => {
-                if let Err(error) = draft.finish(vmm) {
+                if let Err(error) = draft.finish(vmm, deadline) {
                     tracing::debug!("no template was made: {error}");
                 }
             }
@@ -128,8 +125,9 @@ impl Template {
 }
 
 impl Draft {
-    fn finish(self, vmm: UnixStream) -> io::Result<()> {
-        vmm.set_read_timeout(Some(PATIENCE))?;
+    fn finish(self, vmm: UnixStream, deadline: Instant) -> io::Result<()> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        vmm.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
         let reason = answer(&vmm)?;
         if !reason.is_empty() {
             return Err(io::Error::other(reason));

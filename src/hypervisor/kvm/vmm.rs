@@ -253,7 +253,9 @@ fn read_order(file: &mut File) -> Result<Order, Error> {
 /// What this machine needs the kernel to know, then what the caller wants.
 fn command_line(spec: &VmSpec) -> String {
     // No PCI bus, no PIT to check the timer against; of a console only what a panic says. keep: beyond the early boot.
-    let machine = "panic=-1 pci=off no_timer_check noreplace-smp cryptomgr.notests dummy.numdummies=0";
+    // reboot: a kernel with EFI takes reduced ACPI for a sign of that, and falls back to a BIOS that is not there.
+    let machine =
+        "reboot=a panic=-1 pci=off no_timer_check noreplace-smp cryptomgr.notests dummy.numdummies=0";
     let console = match spec.console {
         true => "console=ttyS0 earlyprintk=serial,0x3f8,115200",
         false => "quiet loglevel=3 8250.nr_uarts=0 earlyprintk=serial,0x3f8,115200,keep",
