@@ -76,6 +76,7 @@ fn parse() -> anyhow::Result<Request> {
         spec: VmSpec {
             id: "boot".to_owned(),
             vcpus: 1,
+            max_vcpus: 1,
             memory_mib: 128,
             kernel: next("KERNEL")?.into(),
             initramfs: next("INITRAMFS")?.into(),
@@ -94,7 +95,10 @@ fn parse() -> anyhow::Result<Request> {
     while let Ok(flag) = next("") {
         match flag.as_str() {
             "-v" => request.spec.console = true,
-            "-c" => request.spec.vcpus = next("VCPUS")?.parse()?,
+            "-c" => {
+                request.spec.vcpus = next("VCPUS")?.parse()?;
+                request.spec.max_vcpus = request.spec.vcpus;
+            }
             "-m" => request.spec.memory_mib = next("MIB")?.parse()?,
             "-s" => request.share = next("SHARE")?.into(),
             "-a" => request.spec.kernel_parameters = next("PARAMETERS")?,

@@ -62,6 +62,8 @@ pub struct Hypervisor {
     pub vcpus: u8,
     /// The most that any virtual machine gets.
     pub max_vcpus: u8,
+    /// To how many a running virtual machine can grow; `None`: as its role asks for.
+    pub grow_vcpus: Option<u8>,
     /// Memory of the virtual machine of a container without a memory limit.
     pub memory_mib: u32,
     /// The most that any virtual machine gets.
@@ -85,6 +87,7 @@ impl Default for Hypervisor {
             kernel_parameters: String::new(),
             vcpus: 1,
             max_vcpus: 32,
+            grow_vcpus: None,
             memory_mib: 256,
             max_memory_mib: 65_536,
             memory_overhead_mib: 96,

@@ -68,6 +68,16 @@ pub const SETTINGS: &[Setting] = &[
         text: "The most virtual CPUs that any container gets.",
     },
     Setting {
+        key: "hypervisor.grow_vcpus",
+        form: Form::Number(1, 32),
+        open: Some((
+            "auto",
+            "a pod whose CPU limits are not told in advance to the host's processors, at most 8; any other machine does not grow",
+        )),
+        text: "To how many virtual CPUs a running machine can grow, by `rt update` and by containers that join its pod, within \
+               `hypervisor.max_vcpus`. Each costs some memory and time at the start, used or not.",
+    },
+    Setting {
         key: "hypervisor.memory_mib",
         form: Form::Number(48, 65_536),
         open: None,
@@ -289,6 +299,9 @@ impl Setting {
     /// # Errors
     /// What it has to be.
     pub fn parse(&self, text: &str) -> Result<Option<Value>, String> {
+        if self.open.is_some_and(|(word, _)| text == word) {
+            return Ok(None);
+        }
         let value = match self.form {
             Form::Flag => match text {
                 "true" | "1" => Value::Boolean(true),
@@ -345,6 +358,8 @@ mod tests {
         assert!(take("hypervisor.kernel_parameters", "a\nb".into()).is_err());
         let parse = |key: &str, text: &str| find(key).unwrap().parse(text);
         assert_eq!(parse("hypervisor.console", "1"), Ok(Some(true.into())));
+        assert_eq!(parse("hypervisor.grow_vcpus", "auto"), Ok(None));
+        assert_eq!(parse("hypervisor.grow_vcpus", "4"), Ok(Some(4.into())));
         assert!(parse("hypervisor.console", "yes").is_err());
         assert!(parse("hypervisor.vcpus", "four").is_err());
         assert_eq!(parse("runtime.enable_annotations", ""), Ok(Some(Value::Array(Vec::new()))));

@@ -23,8 +23,10 @@ pub use console::read as console;
 pub struct VmSpec {
     /// The sandbox's ID; only for names that people read (ps, logs).
     pub id: String,
-    /// 1 to 32.
+    /// That the guest starts with: 1 to 32.
     pub vcpus: u8,
+    /// That it can use: from `vcpus` to 32. Those beyond are there and idle until its agent is told to use them.
+    pub max_vcpus: u8,
     /// 32 to 65,536.
     pub memory_mib: u32,
     /// Uncompressed ELF kernel with a PVH note.
@@ -43,6 +45,14 @@ pub struct VmSpec {
     pub network: bool,
     /// virtio-fs tag of the share served at the other end of [`VmFds::share`].
     pub share_tag: String,
+}
+
+impl VmSpec {
+    /// What the kernel has to be told of its size. Processors beyond `maxcpus` are described to it but not started, and can be
+    /// later (Documentation/admin-guide/kernel-parameters.txt).
+    fn growth_parameters(&self) -> String {
+        if self.max_vcpus > self.vcpus { format!("maxcpus={}", self.vcpus) } else { String::new() }
+    }
 }
 
 /// Descriptors that a VM is started with.

@@ -46,6 +46,11 @@ impl Size {
 }
 
 impl Size {
+    /// The larger of each.
+    pub fn max(self, other: Self) -> Self {
+        Self { vcpus: self.vcpus.max(other.vcpus), memory_mib: self.memory_mib.max(other.memory_mib) }
+    }
+
     /// What of these limits the machine cannot give, in words; `None` when it can.
     pub fn lacks(&self, resources: Option<&LinuxResources>) -> Option<String> {
         let limit = resources.and_then(|resources| resources.memory().as_ref()?.limit()).unwrap_or(0);
@@ -60,11 +65,16 @@ impl Size {
 
 /// How many processors the limits allow to be busy at once; `None` without a limit.
 fn cpus(resources: &LinuxResources) -> Option<u64> {
+    Some(millicpus(resources)?.div_ceil(1000))
+}
+
+/// The same in thousandths, since parts of a processor add up.
+pub(super) fn millicpus(resources: &LinuxResources) -> Option<u64> {
     let cpu = resources.cpu().as_ref()?;
     let quota = cpu.quota().and_then(|quota| u64::try_from(quota).ok()).filter(|quota| *quota > 0);
     let period = cpu.period().filter(|period| *period > 0).unwrap_or(DEFAULT_PERIOD_US);
-    let quota = quota.map(|quota| quota.div_ceil(period));
-    let set = cpu.cpus().as_deref().map(count).filter(|count| *count > 0);
+    let quota = quota.map(|quota| quota.saturating_mul(1000).div_ceil(period));
+    let set = cpu.cpus().as_deref().map(count).filter(|count| *count > 0).map(|count| count * 1000);
     match (quota, set) {
         (Some(quota), Some(set)) => Some(quota.min(set)),
         (one, other) => one.or(other),

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::shell::{Bundle, Ended, Input, host};
+use crate::shell::{Bundle, Container, Ended, Input, host, patience};
 
 fn sleeping() -> Bundle {
     let mut bundle = Bundle::new();
@@ -131,4 +132,45 @@ fn the_hosts_group_follows() {
     update(&bundle, &["--cpuset-cpus", "4000"]).fails(&["cpuset.cpus", "4000"]);
     update(&bundle, &["--memory", "-1"]).says(&[]);
     assert!(read(memory).parse::<u64>().map_or(true, |bytes| bytes > 1 << 40));
+}
+
+/// Waits for what the guest's kernel does in its own time.
+#[track_caller]
+pub fn comes_to(container: &Container<'_>, command: &[&str], expected: &str) {
+    let deadline = Instant::now() + patience(20);
+    loop {
+        let found = container.exec(&[], command);
+        if found.text().trim() == expected {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{command:?} does not say {expected:?}: {found}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn the_machine_has_as_many_processors_as_the_quota_is_worth() {
+    let mut bundle = sleeping();
+    bundle.settings = "[hypervisor]\ngrow_vcpus = 3\n".into();
+    let container = bundle.run_detached(&[]);
+    let online = ["cat", "/sys/devices/system/cpu/online"];
+    container.exec(&[], &online).says(&["0"]);
+    container.exec(&[], &["nproc"]).says(&["1"]);
+    for (quota, nproc) in [("250000", "3"), ("150000", "2"), ("900000", "3"), ("-1", "1"), ("100001", "2")] {
+        update(&bundle, &["--cpu-period", "100000", "--cpu-quota", quota]).says(&[]);
+        comes_to(&container, &["nproc"], nproc);
+        assert_eq!(container.record()["size"]["vcpus"].to_string(), nproc);
+    }
+    // What is refused changes nothing.
+    update(&bundle, &["--cpu-quota", "300000", "--cpu-rt-runtime", "1000"]).fails(&["real-time"]);
+    assert_eq!(container.record()["size"]["vcpus"], 2);
+    container.exec(&[], &online).says(&["0-1"]);
+}
+
+#[test]
+fn a_machine_that_cannot_grow_keeps_its_processors() {
+    let bundle = sleeping();
+    let container = bundle.run_detached(&[]);
+    update(&bundle, &["--cpu-quota", "250000"]).says(&[]);
+    container.exec(&[], &["cat", "/sys/devices/system/cpu/possible"]).says(&["0"]);
 }

@@ -233,8 +233,8 @@ enum Error {
     },
     #[error("the VM's description is damaged")]
     Spec(#[source] serde_json::Error),
-    #[error("a VM has 1 to 32 vCPUs and 32 to 65,536 MiB, not {vcpus} and {memory_mib}")]
-    Shape { vcpus: u8, memory_mib: u32 },
+    #[error("a VM has 1 to 32 vCPUs and 32 to 65,536 MiB, not {vcpus} (later {max_vcpus}) and {memory_mib}")]
+    Shape { vcpus: u8, max_vcpus: u8, memory_mib: u32 },
     #[error("cannot load {path}: {reason}")]
     Image { path: PathBuf, reason: String },
     #[error("{memory_mib} MiB of memory are too few for kernel and initramfs")]

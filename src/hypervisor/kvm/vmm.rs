@@ -108,12 +108,13 @@ pub fn run() -> Result<End, Error> {
     let devices = devices.into_iter().enumerate().map(attach).collect::<Result<Vec<_>, _>>()?;
     let serial = Serial::new(serial_interrupt(&vm, spec.console)?);
 
-    let tables = Tables { vcpus: spec.vcpus, devices: devices.len(), serial: spec.console };
+    let tables = Tables { vcpus: spec.max_vcpus, devices: devices.len(), serial: spec.console };
     let rsdp = tables.write(&memory)?;
     target.write_start_info(&image, &command_line(&spec), rsdp)?;
 
-    let supported = cpuid::supported(&kvm, spec.vcpus)?;
-    let vcpus = (0..spec.vcpus).map(|id| vcpu::create(&vm, id, &supported)).collect::<Result<Vec<_>, _>>()?;
+    let supported = cpuid::supported(&kvm, spec.max_vcpus)?;
+    let vcpus =
+        (0..spec.max_vcpus).map(|id| vcpu::create(&vm, id, &supported)).collect::<Result<Vec<_>, _>>()?;
     vcpu::start_at(&vcpus[0], image.entry)?;
     timeline.mark("vmm.run");
     drop(timeline);
@@ -153,8 +154,9 @@ fn read_spec(file: &mut File) -> Result<VmSpec, Error> {
     let mut json = String::new();
     file.read_to_string(&mut json).map_err(Error::host("read what VM to start"))?;
     let spec: VmSpec = serde_json::from_str(&json).map_err(Error::Spec)?;
-    let in_range = (1..=32).contains(&spec.vcpus) && (32..=65_536).contains(&spec.memory_mib);
-    if in_range { Ok(spec) } else { Err(Error::Shape { vcpus: spec.vcpus, memory_mib: spec.memory_mib }) }
+    let VmSpec { vcpus, max_vcpus, memory_mib, .. } = spec;
+    let in_range = 1 <= vcpus && vcpus <= max_vcpus && max_vcpus <= 32 && (32..=65_536).contains(&memory_mib);
+    if in_range { Ok(spec) } else { Err(Error::Shape { vcpus, max_vcpus, memory_mib }) }
 }
 
 /// What this machine needs the kernel to know, then what the caller wants.
@@ -165,7 +167,7 @@ fn command_line(spec: &VmSpec) -> String {
         true => "console=ttyS0 earlyprintk=serial,0x3f8,115200",
         false => "quiet loglevel=3 8250.nr_uarts=0 earlyprintk=serial,0x3f8,115200,keep",
     };
-    format!("{machine} {console} {}", spec.kernel_parameters)
+    format!("{machine} {console} {} {}", spec.growth_parameters(), spec.kernel_parameters)
 }
 
 /// Connects device number `index` with the guest: registers, a kick for each queue, an interrupt line.

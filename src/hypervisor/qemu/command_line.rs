@@ -52,7 +52,8 @@ const PROPERTIES: [&str; 3] =
 /// The guest kernel's command line.
 fn kernel_parameters(spec: &VmSpec) -> String {
     let network = if spec.network { NETWORK_PARAMETERS } else { "" };
-    let words = [PARAMETERS, network, if spec.console { VERBOSE } else { QUIET }, &spec.kernel_parameters];
+    let console = if spec.console { VERBOSE } else { QUIET };
+    let words = [PARAMETERS, network, &spec.growth_parameters(), console, &spec.kernel_parameters];
     words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
@@ -72,12 +73,12 @@ pub fn arguments(accelerator: Accelerator, spec: &VmSpec) -> Vec<OsString> {
         Accelerator::Kvm => line.option("-accel", "kvm").option("-cpu", "host"),
         // One thread for all vCPUs where there are several: the emulation of kernels that patch their own code while another
         // vCPU runs it is not sound ("Oops: int3").
-        Accelerator::Tcg if spec.vcpus > 1 => {
+        Accelerator::Tcg if spec.max_vcpus > 1 => {
             line.option("-accel", "tcg,thread=single").option("-cpu", "max")
         }
         Accelerator::Tcg => line.option("-accel", "tcg").option("-cpu", "max"),
     };
-    line.option("-smp", spec.vcpus.to_string());
+    line.option("-smp", spec.max_vcpus.to_string());
     line.option("-m", format!("{}M", spec.memory_mib));
     line.option("-object", format!("memory-backend-memfd,id=memory,size={}M,share=on", spec.memory_mib));
 
@@ -124,6 +125,7 @@ mod tests {
         VmSpec {
             id: "web,1".into(),
             vcpus: 1,
+            max_vcpus: 1,
             memory_mib: 256,
             kernel: "/guest/vmlinux".into(),
             initramfs: "/guest/initramfs.cpio".into(),
@@ -154,6 +156,7 @@ mod tests {
     fn with_kvm() {
         let spec = VmSpec {
             vcpus: 4,
+            max_vcpus: 4,
             memory_mib: 65_536,
             kernel_parameters: "audit=0 x=y,z".into(),
             console: true,
@@ -171,8 +174,15 @@ mod tests {
     }
 
     #[test]
+    fn processors_for_later_are_there_and_not_started() {
+        let line = lines(Accelerator::Kvm, &VmSpec { max_vcpus: 3, ..spec() });
+        assert!(line.contains("-smp 3\n") && line.contains(" maxcpus=1 "), "{line}");
+        assert!(!lines(Accelerator::Kvm, &spec()).contains("maxcpus"));
+    }
+
+    #[test]
     fn several_emulated_processors_take_turns() {
-        let line = lines(Accelerator::Tcg, &VmSpec { vcpus: 2, ..spec() });
+        let line = lines(Accelerator::Tcg, &VmSpec { vcpus: 2, max_vcpus: 2, ..spec() });
         assert!(line.contains("-accel tcg,thread=single\n"), "{line}");
     }
 }
