@@ -78,6 +78,7 @@ fn parse() -> anyhow::Result<Request> {
             vcpus: 1,
             max_vcpus: 1,
             memory_mib: 128,
+            max_memory_mib: 128,
             kernel: next("KERNEL")?.into(),
             initramfs: next("INITRAMFS")?.into(),
             kernel_parameters: String::new(),
@@ -99,7 +100,10 @@ fn parse() -> anyhow::Result<Request> {
                 request.spec.vcpus = next("VCPUS")?.parse()?;
                 request.spec.max_vcpus = request.spec.vcpus;
             }
-            "-m" => request.spec.memory_mib = next("MIB")?.parse()?,
+            "-m" => {
+                request.spec.memory_mib = next("MIB")?.parse()?;
+                request.spec.max_memory_mib = request.spec.memory_mib;
+            }
             "-s" => request.share = next("SHARE")?.into(),
             "-a" => request.spec.kernel_parameters = next("PARAMETERS")?,
             "-n" => request.runs = next("RUNS")?.parse()?,

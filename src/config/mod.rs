@@ -68,6 +68,8 @@ pub struct Hypervisor {
     pub memory_mib: u32,
     /// The most that any virtual machine gets.
     pub max_memory_mib: u32,
+    /// To how much a running virtual machine can grow; `None`: as its role asks for.
+    pub grow_memory_mib: Option<u32>,
     /// What a virtual machine gets beyond its container's memory limit, for kernel and agent.
     pub memory_overhead_mib: u32,
     /// A virtio-rng device.
@@ -90,6 +92,7 @@ impl Default for Hypervisor {
             grow_vcpus: None,
             memory_mib: 256,
             max_memory_mib: 65_536,
+            grow_memory_mib: None,
             memory_overhead_mib: 96,
             entropy: true,
             console: false,

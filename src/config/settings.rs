@@ -90,6 +90,16 @@ pub const SETTINGS: &[Setting] = &[
         text: "The most memory, in MiB, that any virtual machine gets, whatever its container's limit.",
     },
     Setting {
+        key: "hypervisor.grow_memory_mib",
+        form: Form::Number(48, 65_536),
+        open: Some((
+            "auto",
+            "a pod whose memory limit is not told in advance to the host's memory; any other machine does not grow",
+        )),
+        text: "To how much memory, in MiB, a running machine can grow, by `rt update` and by containers that join its pod, within \
+               `hypervisor.max_memory_mib`. What it has grown by it gives back when limits shrink or containers leave.",
+    },
+    Setting {
         key: "hypervisor.memory_overhead_mib",
         form: Form::Number(48, 4096),
         open: None,

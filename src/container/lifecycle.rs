@@ -310,7 +310,7 @@ fn set_limits(store: &Store, config: &Config, id: &str, change: Value) -> Result
     if let Some(lack) = record.size.and_then(|size| size.lacks(Some(&wanted))) {
         tracing::warn!(
             "container {id} may use more now than its virtual machine has, which does not grow further: {lack}; \
-             hypervisor.grow_vcpus says how far a machine can grow"
+             hypervisor.grow_vcpus and grow_memory_mib say how far a machine can grow"
         );
     }
     record.resources = wanted;

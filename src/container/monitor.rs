@@ -333,7 +333,7 @@ impl Monitor {
         if let Some(lack) = membership.size.and_then(|size| size.lacks(self.bundle.resources())) {
             tracing::warn!(
                 "container {} may use more than the virtual machine of its pod has, which does not grow further: {lack}; let the \
-                 sandbox's annotations tell the pod's limits, or raise hypervisor.grow_vcpus and memory_mib",
+                 sandbox's annotations tell the pod's limits, or raise hypervisor.grow_vcpus and grow_memory_mib",
                 self.request.id
             );
         }

@@ -89,6 +89,7 @@ impl Plan {
                 vcpus: bounds.start.vcpus,
                 max_vcpus: bounds.most.vcpus,
                 memory_mib: bounds.start.memory_mib,
+                max_memory_mib: bounds.most.memory_mib,
                 kernel: guest.kernel.clone(),
                 initramfs: guest.initramfs.clone(),
                 kernel_parameters: kernel_parameters(config),

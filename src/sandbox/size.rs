@@ -8,7 +8,7 @@ use crate::config::Hypervisor;
 /// The kernel keeps a 64-byte structure for each page of 4 KiB.
 const PAGES_PER_STRUCTURE: u64 = 64;
 /// From here on a limit is none: no host has so much.
-const NO_LIMIT_MIB: u64 = 1 << 24;
+pub(super) const NO_LIMIT_MIB: u64 = 1 << 24;
 /// The kernel's default where a quota comes without a period, in microseconds.
 const DEFAULT_PERIOD_US: u64 = 100_000;
 
@@ -29,14 +29,10 @@ impl Size {
     pub fn new(resources: Option<&LinuxResources>, hypervisor: &Hypervisor) -> Self {
         let vcpus =
             resources.and_then(cpus).unwrap_or(0).clamp(hypervisor.vcpus.into(), hypervisor.max_vcpus.into());
-        let limit = resources.and_then(|resources| resources.memory().as_ref()?.limit());
-        let memory_mib = match limit.map(u64::try_from) {
-            Some(Ok(limit @ 1..)) => {
-                let net = limit.div_ceil(1 << 20).saturating_add(hypervisor.memory_overhead_mib.into());
-                net.saturating_add(net.div_ceil(PAGES_PER_STRUCTURE)).min(hypervisor.max_memory_mib.into())
-            }
-            // None, or -1 or 0 for none.
-            _ => hypervisor.memory_mib.into(),
+        let memory_mib = match resources.and_then(memory_limit) {
+            Some(limit) => with_structures(limit.saturating_add(hypervisor.memory_overhead_mib.into()))
+                .min(hypervisor.max_memory_mib.into()),
+            None => hypervisor.memory_mib.into(),
         };
         Self {
             vcpus: u8::try_from(vcpus).expect("at most max_vcpus"),
@@ -61,6 +57,17 @@ impl Size {
         }
         (vcpus > self.vcpus.into()).then(|| format!("{vcpus} vCPUs, but it has {}", self.vcpus))
     }
+}
+
+/// The memory limit in MiB, rounded up; `None` without one, which -1 and 0 mean, too.
+pub(super) fn memory_limit(resources: &LinuxResources) -> Option<u64> {
+    let limit = u64::try_from(resources.memory().as_ref()?.limit()?).ok()?;
+    (limit > 0).then(|| limit.div_ceil(1 << 20))
+}
+
+/// So much memory and what the kernel needs to manage it.
+pub(super) fn with_structures(mib: u64) -> u64 {
+    mib.saturating_add(mib.div_ceil(PAGES_PER_STRUCTURE))
 }
 
 /// How many processors the limits allow to be busy at once; `None` without a limit.

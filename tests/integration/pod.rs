@@ -489,3 +489,20 @@ fn processors_come_with_containers_and_go_with_them() {
     assert_eq!(record(&sandbox)["size"]["vcpus"], 1);
     drop(one);
 }
+
+/// Nobody has told its size in advance.
+#[test]
+fn memory_comes_with_containers_and_goes_with_them() {
+    let mut bundle = sandbox();
+    bundle.settings = "[hypervisor]\ngrow_memory_mib = 640\n".into();
+    let sandbox = running(&bundle);
+    let before = crate::update::guest_mib(&sandbox);
+    let mut limited = member(&bundle, sandbox.pid(), "sleep 100000");
+    limited.config["linux"]["resources"]["memory"] = json!({"limit": 300 << 20});
+    let member = running(&limited);
+    assert!(crate::update::guest_mib(&sandbox) > before + 250);
+    assert_eq!(record(&sandbox)["size"]["memory_mib"], 256 + 306);
+    drop(member);
+    limited.rt(&["delete", "--force", &limited.id]);
+    eventually("the memory's end", || crate::update::guest_mib(&sandbox) < before + 200);
+}

@@ -174,3 +174,32 @@ fn a_machine_that_cannot_grow_keeps_its_processors() {
     update(&bundle, &["--cpu-quota", "250000"]).says(&[]);
     container.exec(&[], &["cat", "/sys/devices/system/cpu/possible"]).says(&["0"]);
 }
+
+/// MemTotal of the guest, in MiB.
+pub fn guest_mib(container: &Container<'_>) -> u64 {
+    let text = container.exec(&[], &["cat", "/proc/meminfo"]).text();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).expect("a total");
+    total.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") >> 10
+}
+
+#[test]
+fn memory_comes_with_the_limit_and_goes_with_it() {
+    let mut bundle = sleeping();
+    bundle.settings = "[hypervisor]\ngrow_memory_mib = 1024\n".into();
+    bundle.mount("/m", "tmpfs", "tmpfs", &["size=500m"]);
+    let container = bundle.run_detached(&[]);
+    let before = guest_mib(&container);
+    update(&bundle, &["--memory", "600m"]).says(&[]);
+    let grown = container.record()["size"]["memory_mib"].as_u64().expect("a number");
+    assert!((696..760).contains(&grown), "{grown}");
+    // It is there to be used, whatever lies where: more than the machine was started with.
+    container.sh("dd if=/dev/zero of=/m/x bs=1M count=300 2>&- && wc -c </m/x").says(&["314572800"]);
+    assert!(guest_mib(&container) > before + 350, "{before} {}", guest_mib(&container));
+    container.sh("rm /m/x").says(&[]);
+    update(&bundle, &["--memory", "5g"]).says(&[]);
+    assert_eq!(container.record()["size"]["memory_mib"], 1024);
+    update(&bundle, &["--memory", "64m"]).says(&[]);
+    let left = container.record()["size"]["memory_mib"].as_u64().expect("a number");
+    assert!(left < grown, "{left} {grown}");
+    assert!(guest_mib(&container) < before + 350, "{before} {}", guest_mib(&container));
+}

@@ -22,6 +22,7 @@ use super::memory::{MAX_DEVICES, TSS, gsi, registers};
 use super::plug::{self, Slots};
 use super::{End, Error, cpuid, memory, vcpu};
 use crate::devices::fs::Fs;
+use crate::devices::mem::{Control, Mem};
 use crate::devices::mmio::{MmioTransport, Wiring};
 use crate::devices::rng::Rng;
 use crate::devices::serial::{self, Serial};
@@ -81,7 +82,7 @@ pub fn run() -> Result<End, Error> {
     // SAFETY: the descriptor is owned and passed on.
     let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
     let vm = kvm.create_vm().map_err(Error::kvm("make a VM"))?;
-    let (memory, file) = memory::allocate(spec.memory_mib)?;
+    let (memory, file) = memory::allocate(spec.memory_mib, spec.max_memory_mib)?;
     // Before the interrupt controllers: afterwards KVM would wait several ms for readers of what it replaces.
     memory::register(&vm, &memory)?;
     vm.set_tss_address(TSS).map_err(Error::kvm("place the TSS"))?;
@@ -98,6 +99,12 @@ pub fn run() -> Result<End, Error> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(fs), Box::new(VsockVirtio::new(vsock))];
     if spec.entropy {
         devices.push(Box::new(Rng::default()));
+    }
+    let mut plug = None;
+    if let Some((start, length)) = memory::plug_region(spec.memory_mib, spec.max_memory_mib) {
+        let control = Control::default();
+        plug = Some((devices.len() as u32, control.clone()));
+        devices.push(Box::new(Mem::new(start, length, control)));
     }
     let first_slot = devices.len();
     if spec.network {
@@ -127,6 +134,7 @@ pub fn run() -> Result<End, Error> {
         memory,
         event_loop: event_loop.clone(),
         first: first_slot,
+        plug,
         used: Default::default(),
     };
     let end = serve(&machine, slots, &event_loop, &ended)?;
@@ -154,9 +162,10 @@ fn read_spec(file: &mut File) -> Result<VmSpec, Error> {
     let mut json = String::new();
     file.read_to_string(&mut json).map_err(Error::host("read what VM to start"))?;
     let spec: VmSpec = serde_json::from_str(&json).map_err(Error::Spec)?;
-    let VmSpec { vcpus, max_vcpus, memory_mib, .. } = spec;
-    let in_range = 1 <= vcpus && vcpus <= max_vcpus && max_vcpus <= 32 && (32..=65_536).contains(&memory_mib);
-    if in_range { Ok(spec) } else { Err(Error::Shape { vcpus, max_vcpus, memory_mib }) }
+    let VmSpec { vcpus, max_vcpus, memory_mib, max_memory_mib, .. } = spec;
+    let in_range = 1 <= vcpus && vcpus <= max_vcpus && max_vcpus <= 32;
+    let in_range = in_range && 32 <= memory_mib && memory_mib <= max_memory_mib && max_memory_mib <= 65_536;
+    if in_range { Ok(spec) } else { Err(Error::Shape { vcpus, max_vcpus, memory_mib, max_memory_mib }) }
 }
 
 /// What this machine needs the kernel to know, then what the caller wants.

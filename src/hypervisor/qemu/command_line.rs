@@ -45,6 +45,8 @@ const NETWORK_BRIDGE: &str = "pcie-pci-bridge,id=network,bus=pcie.0,addr=0x1c";
 pub const NETWORK_BUS: &str = "network";
 pub const NETWORK_BRIDGE_NUMBER: &str = "1c";
 const NETWORK_PARAMETERS: &str = "pcie_ports=compat";
+/// The device that memory is plugged by.
+pub const PLUGGED: &str = "plugged";
 /// No hot-plug slots and sleep states for the kernel to interpret.
 const PROPERTIES: [&str; 3] =
     ["ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off", "ICH9-LPC.disable_s3=1", "ICH9-LPC.disable_s4=1"];
@@ -79,8 +81,17 @@ pub fn arguments(accelerator: Accelerator, spec: &VmSpec) -> Vec<OsString> {
         Accelerator::Tcg => line.option("-accel", "tcg").option("-cpu", "max"),
     };
     line.option("-smp", spec.max_vcpus.to_string());
-    line.option("-m", format!("{}M", spec.memory_mib));
+    let more_mib = spec.max_memory_mib - spec.memory_mib;
+    let later = if more_mib > 0 { format!(",maxmem={}M", spec.max_memory_mib) } else { String::new() };
+    line.option("-m", format!("{}M{later}", spec.memory_mib));
     line.option("-object", format!("memory-backend-memfd,id=memory,size={}M,share=on", spec.memory_mib));
+    if more_mib > 0 {
+        // Not a page of it is there yet, nor set aside.
+        line.option(
+            "-object",
+            format!("memory-backend-memfd,id=later,size={more_mib}M,share=on,reserve=off"),
+        );
+    }
 
     line.option("-kernel", format!("/{KERNEL}")).option("-initrd", format!("/{INITRAMFS}"));
     line.option("-append", kernel_parameters(spec));
@@ -95,6 +106,9 @@ pub fn arguments(accelerator: Accelerator, spec: &VmSpec) -> Vec<OsString> {
     line.option("-device", format!("vhost-user-fs-pci,chardev=share,tag={tag},queue-size=128"));
     if spec.entropy {
         line.option("-device", "virtio-rng-pci");
+    }
+    if more_mib > 0 {
+        line.option("-device", format!("virtio-mem-pci,id={PLUGGED},memdev=later,requested-size=0"));
     }
     if spec.network {
         line.option("-device", NETWORK_BRIDGE);
@@ -127,6 +141,7 @@ mod tests {
             vcpus: 1,
             max_vcpus: 1,
             memory_mib: 256,
+            max_memory_mib: 256,
             kernel: "/guest/vmlinux".into(),
             initramfs: "/guest/initramfs.cpio".into(),
             kernel_parameters: String::new(),
@@ -158,6 +173,7 @@ mod tests {
             vcpus: 4,
             max_vcpus: 4,
             memory_mib: 65_536,
+            max_memory_mib: 65_536,
             kernel_parameters: "audit=0 x=y,z".into(),
             console: true,
             network: true,
@@ -178,6 +194,19 @@ mod tests {
         let line = lines(Accelerator::Kvm, &VmSpec { max_vcpus: 3, ..spec() });
         assert!(line.contains("-smp 3\n") && line.contains(" maxcpus=1 "), "{line}");
         assert!(!lines(Accelerator::Kvm, &spec()).contains("maxcpus"));
+    }
+
+    #[test]
+    fn memory_for_later_has_its_place() {
+        let line = lines(Accelerator::Kvm, &VmSpec { max_memory_mib: 1024, ..spec() });
+        for words in [
+            "-m 256M,maxmem=1024M\n",
+            "id=later,size=768M,share=on,reserve=off\n",
+            "-device virtio-mem-pci",
+            "auto-movable",
+        ] {
+            assert!(line.contains(words), "{words}: {line}");
+        }
     }
 
     #[test]
