@@ -83,6 +83,7 @@ fn parse() -> anyhow::Result<Request> {
             initramfs: next("INITRAMFS")?.into(),
             kernel_parameters: String::new(),
             entropy: true,
+            page_reporting: true,
             console: false,
             state_dir,
             network: false,

@@ -74,6 +74,8 @@ pub struct Hypervisor {
     pub memory_overhead_mib: u32,
     /// A virtio-rng device.
     pub entropy: bool,
+    /// The host gets back what the guest has freed.
+    pub page_reporting: bool,
     /// Logs the guest's whole console rather than its warnings only.
     pub console: bool,
     /// The QEMU binary; `None`: `qemu-system-x86_64` in PATH.
@@ -95,6 +97,7 @@ impl Default for Hypervisor {
             grow_memory_mib: None,
             memory_overhead_mib: 96,
             entropy: true,
+            page_reporting: true,
             console: false,
             qemu: None,
         }

@@ -113,6 +113,13 @@ pub const SETTINGS: &[Setting] = &[
                64 bytes of them from its start, and what its processor makes.",
     },
     Setting {
+        key: "hypervisor.page_reporting",
+        form: Form::Flag,
+        open: None,
+        text: "Gives memory that the guest has freed back to the host, some seconds later (free page reporting). What the guest then uses \
+               again it has to get from the host again.",
+    },
+    Setting {
         key: "hypervisor.console",
         form: Form::Flag,
         open: None,

@@ -20,6 +20,9 @@ use virtio_queue::Queue;
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
+pub mod balloon;
+#[cfg(test)]
+mod driver;
 pub mod fs;
 pub mod mem;
 pub mod mmio;

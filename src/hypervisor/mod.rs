@@ -39,6 +39,8 @@ pub struct VmSpec {
     pub kernel_parameters: String,
     /// Whether the guest has a virtio-rng device.
     pub entropy: bool,
+    /// Whether the host gets back what the guest has freed (a virtio-balloon device, for its reports).
+    pub page_reporting: bool,
     /// Shows the whole guest console, not only warnings and panics.
     pub console: bool,
     /// Exists, private to this sandbox; the backend may keep sockets in it.

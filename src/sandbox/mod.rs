@@ -94,6 +94,7 @@ impl Plan {
                 initramfs: guest.initramfs.clone(),
                 kernel_parameters: kernel_parameters(config),
                 entropy: hypervisor.entropy,
+                page_reporting: hypervisor.page_reporting,
                 // The agent's records go there.
                 console: hypervisor.console || config.agent.log_level == AgentLog::Debug,
                 state_dir: state_dir.into(),

@@ -21,6 +21,7 @@ use super::machine::Machine;
 use super::memory::{MAX_DEVICES, TSS, gsi, registers};
 use super::plug::{self, Slots};
 use super::{End, Error, cpuid, memory, vcpu};
+use crate::devices::balloon::Balloon;
 use crate::devices::fs::Fs;
 use crate::devices::mem::{Control, Mem};
 use crate::devices::mmio::{MmioTransport, Wiring};
@@ -99,6 +100,9 @@ pub fn run() -> Result<End, Error> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(fs), Box::new(VsockVirtio::new(vsock))];
     if spec.entropy {
         devices.push(Box::new(Rng::default()));
+    }
+    if spec.page_reporting {
+        devices.push(Box::new(Balloon::default()));
     }
     let mut plug = None;
     if let Some((start, length)) = memory::plug_region(spec.memory_mib, spec.max_memory_mib) {

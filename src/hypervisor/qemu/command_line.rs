@@ -107,6 +107,9 @@ pub fn arguments(accelerator: Accelerator, spec: &VmSpec) -> Vec<OsString> {
     if spec.entropy {
         line.option("-device", "virtio-rng-pci");
     }
+    if spec.page_reporting {
+        line.option("-device", "virtio-balloon-pci,free-page-reporting=on");
+    }
     if more_mib > 0 {
         line.option("-device", format!("virtio-mem-pci,id={PLUGGED},memdev=later,requested-size=0"));
     }
@@ -146,6 +149,7 @@ mod tests {
             initramfs: "/guest/initramfs.cpio".into(),
             kernel_parameters: String::new(),
             entropy: true,
+            page_reporting: true,
             console: false,
             state_dir: "/run/rt/web".into(),
             network: false,
