@@ -76,11 +76,14 @@ fn parse() -> anyhow::Result<Request> {
         spec: VmSpec {
             id: "boot".to_owned(),
             vcpus: 1,
+            max_vcpus: 1,
             memory_mib: 128,
+            max_memory_mib: 128,
             kernel: next("KERNEL")?.into(),
             initramfs: next("INITRAMFS")?.into(),
             kernel_parameters: String::new(),
             entropy: true,
+            page_reporting: true,
             console: false,
             state_dir,
             network: false,
@@ -94,8 +97,14 @@ fn parse() -> anyhow::Result<Request> {
     while let Ok(flag) = next("") {
         match flag.as_str() {
             "-v" => request.spec.console = true,
-            "-c" => request.spec.vcpus = next("VCPUS")?.parse()?,
-            "-m" => request.spec.memory_mib = next("MIB")?.parse()?,
+            "-c" => {
+                request.spec.vcpus = next("VCPUS")?.parse()?;
+                request.spec.max_vcpus = request.spec.vcpus;
+            }
+            "-m" => {
+                request.spec.memory_mib = next("MIB")?.parse()?;
+                request.spec.max_memory_mib = request.spec.memory_mib;
+            }
             "-s" => request.share = next("SHARE")?.into(),
             "-a" => request.spec.kernel_parameters = next("PARAMETERS")?,
             "-n" => request.runs = next("RUNS")?.parse()?,

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use rt_proto::messages::{
     ChangeNetworkRequest, ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, HelloRequest,
     PlugNetworkRequest, ProcessRequest, ReadLogRequest, ReleaseShareRequest, ResizeTerminalRequest,
-    SignalProcessRequest, UpdateContainerRequest, WatchOomRequest,
+    SetProcessorsRequest, SignalProcessRequest, UpdateContainerRequest, WatchOomRequest,
 };
 pub use rt_proto::messages::{LogRecord, NetworkDevice, PreservedDescriptor, ProcessInfo};
 use rt_proto::service::AgentClient;
@@ -368,6 +368,18 @@ impl Agent {
             return Ok(errors);
         }
         Err(Error::Impossible { call, what: format!("{} answers to {wanted} requests", errors.len()) })
+    }
+
+    /// Has the guest use so many of its processors: how many it uses then.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn set_processors(&self, count: u8) -> Result<u8, Error> {
+        let request = SetProcessorsRequest { count: count.into(), ..Default::default() };
+        let call = "SetProcessors";
+        let reply = self.call(call, |context| self.client.set_processors(context, &request))?;
+        u8::try_from(reply.count)
+            .map_err(|_| Error::Impossible { call, what: format!("{} processors", reply.count) })
     }
 
     /// Ends what is left of a container and forgets it.

@@ -63,14 +63,20 @@ pub struct Hypervisor {
     pub vcpus: u8,
     /// The most that any virtual machine gets.
     pub max_vcpus: u8,
+    /// To how many a running virtual machine can grow; `None`: as its role asks for.
+    pub grow_vcpus: Option<u8>,
     /// Memory of the virtual machine of a container without a memory limit.
     pub memory_mib: u32,
     /// The most that any virtual machine gets.
     pub max_memory_mib: u32,
+    /// To how much a running virtual machine can grow; `None`: as its role asks for.
+    pub grow_memory_mib: Option<u32>,
     /// What a virtual machine gets beyond its container's memory limit, for kernel and agent.
     pub memory_overhead_mib: u32,
     /// A virtio-rng device.
     pub entropy: bool,
+    /// The host gets back what the guest has freed.
+    pub page_reporting: bool,
     /// Logs the guest's whole console rather than its warnings only.
     pub console: bool,
     /// The QEMU binary; `None`: `qemu-system-x86_64` in PATH.
@@ -86,10 +92,13 @@ impl Default for Hypervisor {
             kernel_parameters: String::new(),
             vcpus: 1,
             max_vcpus: 32,
+            grow_vcpus: None,
             memory_mib: 256,
             max_memory_mib: 65_536,
+            grow_memory_mib: None,
             memory_overhead_mib: 96,
             entropy: true,
+            page_reporting: true,
             console: false,
             qemu: None,
         }

@@ -68,6 +68,16 @@ pub const SETTINGS: &[Setting] = &[
         text: "The most virtual CPUs that any container gets.",
     },
     Setting {
+        key: "hypervisor.grow_vcpus",
+        form: Form::Number(1, 32),
+        open: Some((
+            "auto",
+            "a pod whose CPU limits are not told in advance to the host's processors, at most 8; any other machine does not grow",
+        )),
+        text: "To how many virtual CPUs a running machine can grow, by `rt update` and by containers that join its pod, within \
+               `hypervisor.max_vcpus`. Each costs some memory and time at the start, used or not.",
+    },
+    Setting {
         key: "hypervisor.memory_mib",
         form: Form::Number(48, 65_536),
         open: None,
@@ -78,6 +88,16 @@ pub const SETTINGS: &[Setting] = &[
         form: Form::Number(48, 65_536),
         open: None,
         text: "The most memory, in MiB, that any virtual machine gets, whatever its container's limit.",
+    },
+    Setting {
+        key: "hypervisor.grow_memory_mib",
+        form: Form::Number(48, 65_536),
+        open: Some((
+            "auto",
+            "a pod whose memory limit is not told in advance to the host's memory; any other machine does not grow",
+        )),
+        text: "To how much memory, in MiB, a running machine can grow, by `rt update` and by containers that join its pod, within \
+               `hypervisor.max_memory_mib`. What it has grown by it gives back when limits shrink or containers leave.",
     },
     Setting {
         key: "hypervisor.memory_overhead_mib",
@@ -91,6 +111,13 @@ pub const SETTINGS: &[Setting] = &[
         open: None,
         text: "Gives the guest a virtio-rng device, which passes on the host's random numbers. Without it the guest has \
                64 bytes of them from its start, and what its processor makes.",
+    },
+    Setting {
+        key: "hypervisor.page_reporting",
+        form: Form::Flag,
+        open: None,
+        text: "Gives memory that the guest has freed back to the host, some seconds later (free page reporting). What the guest then uses \
+               again it has to get from the host again.",
     },
     Setting {
         key: "hypervisor.console",
@@ -302,6 +329,9 @@ impl Setting {
     /// # Errors
     /// What it has to be.
     pub fn parse(&self, text: &str) -> Result<Option<Value>, String> {
+        if self.open.is_some_and(|(word, _)| text == word) {
+            return Ok(None);
+        }
         let value = match self.form {
             Form::Flag => match text {
                 "true" | "1" => Value::Boolean(true),
@@ -358,6 +388,8 @@ mod tests {
         assert!(take("hypervisor.kernel_parameters", "a\nb".into()).is_err());
         let parse = |key: &str, text: &str| find(key).unwrap().parse(text);
         assert_eq!(parse("hypervisor.console", "1"), Ok(Some(true.into())));
+        assert_eq!(parse("hypervisor.grow_vcpus", "auto"), Ok(None));
+        assert_eq!(parse("hypervisor.grow_vcpus", "4"), Ok(Some(4.into())));
         assert!(parse("hypervisor.console", "yes").is_err());
         assert!(parse("hypervisor.vcpus", "four").is_err());
         assert_eq!(parse("runtime.enable_annotations", ""), Ok(Some(Value::Array(Vec::new()))));

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use oci_spec::runtime::{LinuxMemory, LinuxResources};
+use oci_spec::runtime::LinuxResources;
 use serde_json::Value;
 
 use super::hooks::{self, Moment};
@@ -19,7 +19,7 @@ use super::network;
 use super::record::{self, Record, State, Status, Store};
 use super::state::StateView;
 use super::stats::Stats;
-use super::{Error, pod};
+use super::{Error, machine, pod};
 use crate::agent::{Agent, LogRecord, OomWatch, ProcessInfo};
 use crate::config::Config;
 use crate::hypervisor::{self, Kind, VmRecord};
@@ -129,7 +129,7 @@ pub fn delete(store: &Store, config: &Config, id: &str, force: bool) -> Result<(
     // The monitor's last acts may still be under way, or it was killed and left its helpers to the kernel.
     end_processes(store, &record, GRACE)?;
     end_members(store, &record)?;
-    match pod::leave(store, id, QUICK) {
+    match pod::leave(store, &quick(config), id) {
         Err(Error::State(record::Error::Missing(_))) if force => return Ok(()),
         other => other?,
     }
@@ -151,9 +151,7 @@ pub fn delete(store: &Store, config: &Config, id: &str, force: bool) -> Result<(
 
 /// Ends a container's process with SIGKILL and gives its monitor time to end the sandbox in order.
 fn end(store: &Store, record: &Record, config: &Config) -> Result<(), Error> {
-    let mut quick = config.clone();
-    quick.agent.timeout_ms = QUICK.as_millis() as u64;
-    let killed = agent(record, &quick)
+    let killed = agent(record, &quick(config))
         .and_then(|agent| Ok(agent.signal_process(&record.id, "", Signal::SIGKILL as i32, false)?));
     match killed {
         Ok(()) => end_processes(store, record, GRACE),
@@ -162,6 +160,13 @@ fn end(store: &Store, record: &Record, config: &Config) -> Result<(), Error> {
             end_processes(store, record, Duration::ZERO)
         }
     }
+}
+
+/// With little patience for the guest.
+fn quick(config: &Config) -> Config {
+    let mut quick = config.clone();
+    quick.agent.timeout_ms = QUICK.as_millis() as u64;
+    quick
 }
 
 /// Waits for the processes that are this container's alone to end, and kills what has not after `grace`.
@@ -265,12 +270,27 @@ fn change(
 /// # Errors
 /// [`Error::NotRunning`] when it has stopped; [`Error::Cgroup`]; else what the agent says.
 pub fn update(store: &Store, config: &Config, id: &str, resources: &LinuxResources) -> Result<(), Error> {
+    let change = serde_json::to_value(resources).expect("resources have only string keys");
+    let record = store.read(id)?;
+    if matches!(record.status(), Status::Stopped | Status::Creating) {
+        return Err(Error::NotRunning);
+    }
+    let wanted = merged(&record.resources, change.clone());
+    machine::grow_for(store, id, &wanted, config)?;
+    let result = set_limits(store, config, id, change);
+    // It shrinks when that is done, or has failed.
+    if let Err(error) = machine::settle(store, id, config) {
+        tracing::debug!("the machine of {id} does not shrink: {error}");
+    }
+    result
+}
+
+fn set_limits(store: &Store, config: &Config, id: &str, change: Value) -> Result<(), Error> {
     let state = store.lock(id)?;
     let mut record = state.read()?;
     if matches!(record.status(), Status::Stopped | Status::Creating) {
         return Err(Error::NotRunning);
     }
-    let change = serde_json::to_value(resources).expect("resources have only string keys");
     let wanted = merged(&record.resources, change.clone());
     let set = |resources: &LinuxResources| {
         crate::cgroup::change(
@@ -287,14 +307,10 @@ pub fn update(store: &Store, config: &Config, id: &str, resources: &LinuxResourc
         }
         return Err(error);
     }
-    let memory = wanted.memory().as_ref().and_then(LinuxMemory::limit).unwrap_or(0);
-    if let Some(size) = record.size
-        && memory >> 20 > i64::from(size.memory_mib)
-    {
+    if let Some(lack) = record.size.and_then(|size| size.lacks(Some(&wanted))) {
         tracing::warn!(
-            "the memory limit is {} MiB now, but the virtual machine has {} MiB and does not grow",
-            memory >> 20,
-            size.memory_mib
+            "container {id} may use more now than its virtual machine has, which does not grow further: {lack}; \
+             hypervisor.grow_vcpus and grow_memory_mib say how far a machine can grow"
         );
     }
     record.resources = wanted;

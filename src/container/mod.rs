@@ -11,6 +11,7 @@ pub mod gc;
 mod hooks;
 mod id;
 mod lifecycle;
+mod machine;
 mod monitor;
 mod network;
 mod notify;
@@ -130,6 +131,8 @@ pub enum Error {
     /// A signal asked rt to end before the container's process ran.
     #[error("interrupted by signal {0} before the container started")]
     Interrupted(i32),
+    #[error("the guest has {given} of {wanted} {what} in use; `rt logs` says why it takes no more")]
+    NotGrown { what: &'static str, wanted: u32, given: u32 },
     #[error("container not running")]
     NotRunning,
     #[error("container not paused")]

@@ -27,7 +27,7 @@ use crate::config::{Config, Guest};
 use crate::fsd::FsdSpec;
 use crate::hypervisor::select;
 use crate::log;
-use crate::sandbox::{self, Booting, Joined, Plan, Sandbox, Size, Timeline};
+use crate::sandbox::{self, Booting, Bounds, Joined, Plan, Sandbox, Size, Timeline};
 use crate::share;
 use crate::sys::pidfd::ProcessId;
 use crate::sys::random;
@@ -261,13 +261,12 @@ impl Monitor {
         {
             tracing::warn!("{}", log::chain(&error));
         }
-        let timeout = Duration::from_millis(self.config.agent.timeout_ms);
         let keep = self.is_up && self.request.keep;
         // A process that goes on must not keep the groups of a container that has ended.
         if let Some(member) = self.member.take_if(|_| self.request.shared_monitor) {
             member.leave();
         }
-        let left = pod::leave(&self.store, &self.request.id, timeout);
+        let left = pod::leave(&self.store, &self.config, &self.request.id);
         if keep {
             match left {
                 Ok(()) | Err(Error::State(record::Error::Missing(_))) => {}
@@ -329,12 +328,12 @@ impl Monitor {
         let watch = signals.map(|signals| signals.watch_boot(None)).transpose();
         let watch = watch.map_err(system("watch signals"))?;
         self.enter_cgroup(0, self.bundle.resources().cloned().as_ref())?;
-        let membership = pod::join(&self.store, &self.request.id, &self.bundle, sandbox)?;
+        let membership = pod::join(&self.store, &self.config, &self.request.id, &self.bundle, sandbox)?;
         self.record = membership.record;
         if let Some(lack) = membership.size.and_then(|size| size.lacks(self.bundle.resources())) {
             tracing::warn!(
-                "container {} may use more than the virtual machine of its pod has, which does not grow yet: {lack}; let the \
-                 sandbox's annotations tell the pod's limits, or raise hypervisor.memory_mib and vcpus",
+                "container {} may use more than the virtual machine of its pod has, which does not grow further: {lack}; let the \
+                 sandbox's annotations tell the pod's limits, or raise hypervisor.grow_vcpus and grow_memory_mib",
                 self.request.id
             );
         }
@@ -357,6 +356,7 @@ impl Monitor {
             false => self.bundle.resources().cloned(),
         };
         let size = Size::new(resources.as_ref(), &self.config.hypervisor);
+        let bounds = Bounds::new(size, resources.as_ref(), is_sandbox, &self.config.hypervisor);
         if is_sandbox {
             let from = if resources.is_some() { "its annotations" } else { "the configuration" };
             tracing::info!("the pod has {} vCPUs and {} MiB, by {from}", size.vcpus, size.memory_mib);
@@ -368,7 +368,7 @@ impl Monitor {
             cache: self.config.share.cache,
             grows: is_sandbox,
         };
-        let plan = Plan::new(&self.request.id, &state_dir, &self.config, &guest, size, spec);
+        let plan = Plan::new(&self.request.id, &state_dir, &self.config, &guest, &bounds, spec);
         self.timeline.mark("rt.planned");
         let (hypervisor, warning) = select::select(&self.config)?;
         if let Some(warning) = warning {
@@ -381,6 +381,7 @@ impl Monitor {
             record.fsd = ProcessId::of(booting.fsd().pid());
             record.share = share.used;
             record.size = Some(size);
+            record.bounds = Some(bounds);
             record.resources = resources.unwrap_or_default();
         })?;
         Ok(booting)

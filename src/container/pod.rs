@@ -9,9 +9,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::record::{self, Record, Status, Store};
-use super::{Error, system};
+use super::{Error, machine, system};
 use crate::agent::Agent;
 use crate::bundle::{Bundle, GuestNamespaces};
+use crate::config::Config;
 use crate::fsd;
 use crate::hypervisor::VmRecord;
 use crate::sandbox::Size;
@@ -32,8 +33,15 @@ pub struct Membership {
 /// Takes container `id`, whose record is on disk, into the sandbox: its files are served when this returns.
 ///
 /// # Errors
-/// [`Error::NoSandbox`], [`Error::SandboxStopped`], [`Error::SandboxNotReady`], [`Error::NotASandbox`]; what planning and serving the files say.
-pub fn join(store: &Store, id: &str, bundle: &Bundle, sandbox: &str) -> Result<Membership, Error> {
+/// [`Error::NoSandbox`], [`Error::SandboxStopped`], [`Error::SandboxNotReady`], [`Error::NotASandbox`]; what planning and serving the files
+/// and growing the machine say.
+pub fn join(
+    store: &Store,
+    config: &Config,
+    id: &str,
+    bundle: &Bundle,
+    sandbox: &str,
+) -> Result<Membership, Error> {
     let name = || sandbox.to_owned();
     let state = match store.lock(sandbox) {
         // Its own record does not make it a sandbox.
@@ -41,7 +49,7 @@ pub fn join(store: &Store, id: &str, bundle: &Bundle, sandbox: &str) -> Result<M
         Err(record::Error::Missing(_)) => return Err(Error::NoSandbox(name())),
         other => other?,
     };
-    let host = state.read()?;
+    let mut host = state.read()?;
     if let Some(of) = host.sandbox {
         return Err(Error::NotASandbox { id: name(), sandbox: of });
     }
@@ -65,6 +73,8 @@ pub fn join(store: &Store, id: &str, bundle: &Bundle, sandbox: &str) -> Result<M
         record.resources = bundle.resources().cloned().unwrap_or_default();
     })?;
     fsd::attach(fsd, &share.new).map_err(crate::sandbox::Error::from)?;
+    let resources = members.iter().chain([&record]).map(|member| &member.resources);
+    machine::fit(&state, &mut host, resources, config)?;
     let namespaces = GuestNamespaces { sandbox: name(), containers };
     Ok(Membership { vm, share, namespaces, size: host.size, record })
 }
@@ -73,18 +83,19 @@ pub fn join(store: &Store, id: &str, bundle: &Bundle, sandbox: &str) -> Result<M
 ///
 /// # Errors
 /// The records cannot be read or written, or the files are still served.
-pub fn leave(store: &Store, id: &str, timeout: Duration) -> Result<(), Error> {
+pub fn leave(store: &Store, config: &Config, id: &str) -> Result<(), Error> {
     let record = store.read(id)?;
     let Some(sandbox) = &record.sandbox else { return Ok(()) };
     let state = match store.lock(sandbox) {
         Err(record::Error::Missing(_)) => return Ok(()),
         other => other?,
     };
-    let host = state.read()?;
+    let mut host = state.read()?;
     // Another sandbox, that has got the ID, is none of this container's business.
     if host.vm != record.vm || host.status() == Status::Stopped || record.vm.is_none() {
         return Ok(());
     }
+    let timeout = Duration::from_millis(config.agent.timeout_ms);
     let agent = record.vm.as_ref().and_then(|vm| Agent::connect(&vm.vsock, timeout).ok());
     // A guest that does not answer keeps its files open at most as long as it lives.
     if let Some(agent) = &agent
@@ -109,6 +120,11 @@ pub fn leave(store: &Store, id: &str, timeout: Duration) -> Result<(), Error> {
         }
     }
     store.change(id, |record| record.share.clear())?;
+    let stay = members.iter().filter(|member| member.id != id).map(|member| &member.resources);
+    // A machine that stays as large as it is does no harm.
+    if let Err(error) = machine::fit(&state, &mut host, stay, config) {
+        tracing::debug!("the machine of {sandbox} does not shrink: {error}");
+    }
     Ok(())
 }
 

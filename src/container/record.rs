@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::bundle::Bundle;
 use crate::hypervisor::VmRecord;
-use crate::sandbox::Size;
 use crate::sandbox::network::Network;
+use crate::sandbox::{Bounds, Size};
 use crate::share::Used;
 use crate::sys::pidfd::ProcessId;
 
@@ -105,9 +105,12 @@ pub struct Record {
     pub monitor: Option<ProcessId>,
     pub vm: Option<VmRecord>,
     pub fsd: Option<ProcessId>,
-    /// Of the machine that it has started.
+    /// Of the machine that it has started, as it is now.
     #[serde(default)]
     pub size: Option<Size>,
+    /// Between which that can be changed.
+    #[serde(default)]
+    pub bounds: Option<Bounds>,
     /// The host's cgroups, to be removed.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
@@ -146,6 +149,7 @@ impl Record {
             vm: None,
             fsd: None,
             size: None,
+            bounds: None,
             cgroups: Vec::new(),
             network: Network::default(),
             sandbox: None,
@@ -430,6 +434,7 @@ mod tests {
             vm: None,
             fsd: None,
             size: None,
+            bounds: None,
             cgroups: Vec::new(),
             network: Network::default(),
             sandbox: None,

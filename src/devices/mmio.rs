@@ -195,7 +195,15 @@ impl MmioTransport {
             return Ok(());
         }
         let result = self.device.process(source);
-        self.survive(result)
+        self.survive(result)?;
+        if self.device.config_has_changed() { self.tell_of_change() } else { Ok(()) }
+    }
+
+    /// §2.5.1, §4.2.2.1: the configuration space, or the status, is no longer what the driver has read.
+    fn tell_of_change(&mut self) -> Result<(), Error> {
+        self.state.config_changed = true;
+        self.state.config_generation = self.state.config_generation.wrapping_add(1);
+        self.wiring.interrupt.trigger()
     }
 
     fn read_register(&self, register: u32) -> u32 {
@@ -274,9 +282,7 @@ impl MmioTransport {
         if let Err(Error::Driver(_)) = result {
             self.device.reset();
             self.state.status |= NEEDS_RESET;
-            self.state.config_changed = true;
-            self.state.config_generation = self.state.config_generation.wrapping_add(1);
-            return self.wiring.interrupt.trigger();
+            return self.tell_of_change();
         }
         result
     }

@@ -14,12 +14,17 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use virtio_queue::Queue;
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
+pub mod balloon;
+#[cfg(test)]
+mod driver;
 pub mod fs;
+pub mod mem;
 pub mod mmio;
 pub mod net;
 pub mod placeholder;
@@ -45,6 +50,11 @@ pub trait VirtioDevice: Send {
     /// The device-specific configuration space. No device here has anything that a driver may write.
     fn config(&self) -> &[u8] {
         &[]
+    }
+
+    /// Whether the configuration space has changed, for the driver to be told; true once for each change.
+    fn config_has_changed(&mut self) -> bool {
+        false
     }
 
     /// Starts operation: the driver is ready.
@@ -107,6 +117,25 @@ impl Interrupt {
     pub fn trigger(&self) -> Result<(), Error> {
         self.0.write(1).map_err(Error::host("signal an interrupt"))
     }
+}
+
+/// Gives whole pages of guest memory back to the host: the guest finds zeros there. What is not guest memory, or of no file, is passed over.
+fn give_back(memory: &Memory, start: u64, length: u64) -> Result<(), Error> {
+    const PAGE: u64 = 4096;
+    let (mut start, end) = (start, start.saturating_add(length));
+    while start < end {
+        let Some(region) = memory.find_region(GuestAddress(start)) else { return Ok(()) };
+        let (base, stop) = (region.start_addr().0, end.min(region.start_addr().0 + region.len()));
+        let (first, last) = ((start - base).next_multiple_of(PAGE), (stop - base) / PAGE * PAGE);
+        if let Some(file) = region.file_offset().filter(|_| first < last) {
+            let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            let (offset, length) = (file.start() + first, last - first);
+            fallocate(file.file().as_fd(), flags, offset as i64, length as i64)
+                .map_err(|errno| Error::host("give guest memory back")(errno.into()))?;
+        }
+        start = stop;
+    }
+    Ok(())
 }
 
 /// What a device may fail with.

@@ -23,10 +23,14 @@ pub use console::read as console;
 pub struct VmSpec {
     /// The sandbox's ID; only for names that people read (ps, logs).
     pub id: String,
-    /// 1 to 32.
+    /// That the guest starts with: 1 to 32.
     pub vcpus: u8,
-    /// 32 to 65,536.
+    /// That it can use: from `vcpus` to 32. Those beyond are there and idle until its agent is told to use them.
+    pub max_vcpus: u8,
+    /// That the guest starts with: 32 to 65,536.
     pub memory_mib: u32,
+    /// That it can get: from `memory_mib` to 65,536.
+    pub max_memory_mib: u32,
     /// Uncompressed ELF kernel with a PVH note.
     pub kernel: PathBuf,
     /// cpio archive.
@@ -35,6 +39,8 @@ pub struct VmSpec {
     pub kernel_parameters: String,
     /// Whether the guest has a virtio-rng device.
     pub entropy: bool,
+    /// Whether the host gets back what the guest has freed (a virtio-balloon device, for its reports).
+    pub page_reporting: bool,
     /// Shows the whole guest console, not only warnings and panics.
     pub console: bool,
     /// Exists, private to this sandbox; the backend may keep sockets in it.
@@ -43,6 +49,27 @@ pub struct VmSpec {
     pub network: bool,
     /// virtio-fs tag of the share served at the other end of [`VmFds::share`].
     pub share_tag: String,
+}
+
+impl VmSpec {
+    /// What the kernel has to be told of its size. Processors beyond `maxcpus` are described to it but not started, and can be
+    /// later (Documentation/admin-guide/kernel-parameters.txt).
+    ///
+    /// Memory that is plugged is used at once. The part of it that can be unplugged with certainty, as nothing lies in it that cannot be moved,
+    /// is at most three times what the kernel has for itself (admin-guide/mm/memory-hotplug.rst, auto-movable). There is no device
+    /// that would need the bounce buffers that a kernel reserves because of memory above 4 GiB.
+    fn growth_parameters(&self) -> String {
+        let mut words = Vec::new();
+        if self.max_vcpus > self.vcpus {
+            words.push(format!("maxcpus={}", self.vcpus));
+        }
+        if self.max_memory_mib > self.memory_mib {
+            words.push(
+                "memhp_default_state=online memory_hotplug.online_policy=auto-movable swiotlb=noforce".into(),
+            );
+        }
+        words.join(" ")
+    }
 }
 
 /// Descriptors that a VM is started with.
@@ -112,6 +139,36 @@ pub fn plug(vm: &VmRecord, nic: Nic) -> Result<GuestDevice, Error> {
         Kind::Qemu => qemu::plug(&vm.control, nic),
     };
     plugged.map_err(|source| Error::Plug { slot, source })
+}
+
+/// Memory of a VM comes and goes in units of so many MiB.
+pub const MEMORY_UNIT_MIB: u32 = 2;
+
+/// Gives a VM so much memory beyond what it started with, in units of [`MEMORY_UNIT_MIB`]: how much it has when that is reached, or when its guest has
+/// taken, or given, none for as long as `patience`. What is then still missing the guest goes on to give, when it can.
+///
+/// # Errors
+/// [`Error::Memory`]: the VMM refuses.
+pub fn resize_memory(vm: &VmRecord, mib: u32, patience: Duration) -> Result<u32, Error> {
+    let plugged = match vm.kind {
+        Kind::Kvm => kvm::plugged_memory,
+        Kind::Qemu => qemu::plugged_memory,
+    };
+    let wanted = u64::from(mib) << 20;
+    let resized = || -> std::io::Result<u64> {
+        let mut now = plugged(&vm.control, Some(wanted))?;
+        let mut deadline = Instant::now() + patience;
+        while now != wanted && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+            let before = std::mem::replace(&mut now, plugged(&vm.control, None)?);
+            if now != before {
+                deadline = Instant::now() + patience;
+            }
+        }
+        Ok(now)
+    };
+    // The VMM is as little to be trusted as its guest.
+    Ok(u32::try_from(resized().map_err(Error::Memory)? >> 20).unwrap_or(u32::MAX))
 }
 
 /// A way to start virtual machines.
@@ -204,6 +261,8 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    #[error("cannot change the virtual machine's memory")]
+    Memory(#[source] std::io::Error),
     #[error(transparent)]
     Jail(#[from] crate::jail::Error),
 }

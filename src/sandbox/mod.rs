@@ -4,6 +4,7 @@
 //! acquired ends with the value that owns it, and with the process that started it (PR_SET_PDEATHSIG). The
 //! caller has written its state record before.
 
+mod bounds;
 mod joined;
 pub mod network;
 mod size;
@@ -19,6 +20,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
+pub use bounds::Bounds;
 pub use joined::{Joined, join};
 pub use size::Size;
 pub use timeline::Timeline;
@@ -77,19 +79,22 @@ impl Plan {
         state_dir: &Path,
         config: &Config,
         guest: &Guest,
-        size: Size,
+        bounds: &Bounds,
         share: FsdSpec,
     ) -> Self {
         let hypervisor = &config.hypervisor;
         Self {
             vm: VmSpec {
                 id: id.into(),
-                vcpus: size.vcpus,
-                memory_mib: size.memory_mib,
+                vcpus: bounds.start.vcpus,
+                max_vcpus: bounds.most.vcpus,
+                memory_mib: bounds.start.memory_mib,
+                max_memory_mib: bounds.most.memory_mib,
                 kernel: guest.kernel.clone(),
                 initramfs: guest.initramfs.clone(),
                 kernel_parameters: kernel_parameters(config),
                 entropy: hypervisor.entropy,
+                page_reporting: hypervisor.page_reporting,
                 // The agent's records go there.
                 console: hypervisor.console || config.agent.log_level == AgentLog::Debug,
                 state_dir: state_dir.into(),

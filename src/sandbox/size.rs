@@ -8,7 +8,7 @@ use crate::config::Hypervisor;
 /// The kernel keeps a 64-byte structure for each page of 4 KiB.
 const PAGES_PER_STRUCTURE: u64 = 64;
 /// From here on a limit is none: no host has so much.
-const NO_LIMIT_MIB: u64 = 1 << 24;
+pub(super) const NO_LIMIT_MIB: u64 = 1 << 24;
 /// The kernel's default where a quota comes without a period, in microseconds.
 const DEFAULT_PERIOD_US: u64 = 100_000;
 
@@ -29,14 +29,10 @@ impl Size {
     pub fn new(resources: Option<&LinuxResources>, hypervisor: &Hypervisor) -> Self {
         let vcpus =
             resources.and_then(cpus).unwrap_or(0).clamp(hypervisor.vcpus.into(), hypervisor.max_vcpus.into());
-        let limit = resources.and_then(|resources| resources.memory().as_ref()?.limit());
-        let memory_mib = match limit.map(u64::try_from) {
-            Some(Ok(limit @ 1..)) => {
-                let net = limit.div_ceil(1 << 20).saturating_add(hypervisor.memory_overhead_mib.into());
-                net.saturating_add(net.div_ceil(PAGES_PER_STRUCTURE)).min(hypervisor.max_memory_mib.into())
-            }
-            // None, or -1 or 0 for none.
-            _ => hypervisor.memory_mib.into(),
+        let memory_mib = match resources.and_then(memory_limit) {
+            Some(limit) => with_structures(limit.saturating_add(hypervisor.memory_overhead_mib.into()))
+                .min(hypervisor.max_memory_mib.into()),
+            None => hypervisor.memory_mib.into(),
         };
         Self {
             vcpus: u8::try_from(vcpus).expect("at most max_vcpus"),
@@ -46,6 +42,11 @@ impl Size {
 }
 
 impl Size {
+    /// The larger of each.
+    pub fn max(self, other: Self) -> Self {
+        Self { vcpus: self.vcpus.max(other.vcpus), memory_mib: self.memory_mib.max(other.memory_mib) }
+    }
+
     /// What of these limits the machine cannot give, in words; `None` when it can.
     pub fn lacks(&self, resources: Option<&LinuxResources>) -> Option<String> {
         let limit = resources.and_then(|resources| resources.memory().as_ref()?.limit()).unwrap_or(0);
@@ -58,13 +59,29 @@ impl Size {
     }
 }
 
+/// The memory limit in MiB, rounded up; `None` without one, which -1 and 0 mean, too.
+pub(super) fn memory_limit(resources: &LinuxResources) -> Option<u64> {
+    let limit = u64::try_from(resources.memory().as_ref()?.limit()?).ok()?;
+    (limit > 0).then(|| limit.div_ceil(1 << 20))
+}
+
+/// So much memory and what the kernel needs to manage it.
+pub(super) fn with_structures(mib: u64) -> u64 {
+    mib.saturating_add(mib.div_ceil(PAGES_PER_STRUCTURE))
+}
+
 /// How many processors the limits allow to be busy at once; `None` without a limit.
 fn cpus(resources: &LinuxResources) -> Option<u64> {
+    Some(millicpus(resources)?.div_ceil(1000))
+}
+
+/// The same in thousandths, since parts of a processor add up.
+pub(super) fn millicpus(resources: &LinuxResources) -> Option<u64> {
     let cpu = resources.cpu().as_ref()?;
     let quota = cpu.quota().and_then(|quota| u64::try_from(quota).ok()).filter(|quota| *quota > 0);
     let period = cpu.period().filter(|period| *period > 0).unwrap_or(DEFAULT_PERIOD_US);
-    let quota = quota.map(|quota| quota.div_ceil(period));
-    let set = cpu.cpus().as_deref().map(count).filter(|count| *count > 0);
+    let quota = quota.map(|quota| quota.saturating_mul(1000).div_ceil(period));
+    let set = cpu.cpus().as_deref().map(count).filter(|count| *count > 0).map(|count| count * 1000);
     match (quota, set) {
         (Some(quota), Some(set)) => Some(quota.min(set)),
         (one, other) => one.or(other),

@@ -44,6 +44,7 @@ mod limits;
 mod list;
 mod log;
 mod logs;
+mod machine;
 mod mounts;
 mod network;
 mod notify;

@@ -462,3 +462,47 @@ fn a_privileged_container_is_so_in_the_guest() {
     container.sh("mknod /tmp/disk b 254 0 && cat /tmp/disk").code(1);
     container.sh("ls /sys/block; tail -n +3 /proc/partitions | wc -l").says(&["0"]);
 }
+
+/// Nobody has told its size in advance.
+#[test]
+fn processors_come_with_containers_and_go_with_them() {
+    let mut bundle = sandbox();
+    bundle.settings = "[hypervisor]\ngrow_vcpus = 3\n".into();
+    let sandbox = running(&bundle);
+    let nproc = |expected: &str| crate::update::comes_to(&sandbox, &["nproc"], expected);
+    nproc("1");
+    let limited = |quota: i64| {
+        let mut member = member(&bundle, sandbox.pid(), "sleep 100000");
+        member.config["linux"]["resources"]["cpu"] = json!({"quota": quota, "period": 100_000});
+        member
+    };
+    let (first, second) = (limited(150_000), limited(50_000));
+    let one = running(&first);
+    nproc("2");
+    let two = running(&second);
+    nproc("2");
+    first.rt(&["update", "--cpu-quota", "160000", &first.id]).says(&[]);
+    nproc("3");
+    two.exec(&[], &["nproc"]).says(&["3"]);
+    first.rt(&["delete", "--force", &first.id]).says(&[]);
+    nproc("1");
+    assert_eq!(record(&sandbox)["size"]["vcpus"], 1);
+    drop(one);
+}
+
+/// Nobody has told its size in advance.
+#[test]
+fn memory_comes_with_containers_and_goes_with_them() {
+    let mut bundle = sandbox();
+    bundle.settings = "[hypervisor]\ngrow_memory_mib = 640\n".into();
+    let sandbox = running(&bundle);
+    let before = crate::update::guest_mib(&sandbox);
+    let mut limited = member(&bundle, sandbox.pid(), "sleep 100000");
+    limited.config["linux"]["resources"]["memory"] = json!({"limit": 300 << 20});
+    let member = running(&limited);
+    assert!(crate::update::guest_mib(&sandbox) > before + 250);
+    assert_eq!(record(&sandbox)["size"]["memory_mib"], 256 + 306);
+    drop(member);
+    limited.rt(&["delete", "--force", &limited.id]);
+    eventually("the memory's end", || crate::update::guest_mib(&sandbox) < before + 200);
+}

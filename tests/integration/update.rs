@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::shell::{Bundle, Ended, Input, host};
+use crate::shell::{Bundle, Container, Ended, Input, host, patience};
 
 fn sleeping() -> Bundle {
     let mut bundle = Bundle::new();
@@ -131,4 +132,74 @@ fn the_hosts_group_follows() {
     update(&bundle, &["--cpuset-cpus", "4000"]).fails(&["cpuset.cpus", "4000"]);
     update(&bundle, &["--memory", "-1"]).says(&[]);
     assert!(read(memory).parse::<u64>().map_or(true, |bytes| bytes > 1 << 40));
+}
+
+/// Waits for what the guest's kernel does in its own time.
+#[track_caller]
+pub fn comes_to(container: &Container<'_>, command: &[&str], expected: &str) {
+    let deadline = Instant::now() + patience(20);
+    loop {
+        let found = container.exec(&[], command);
+        if found.text().trim() == expected {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{command:?} does not say {expected:?}: {found}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn the_machine_has_as_many_processors_as_the_quota_is_worth() {
+    let mut bundle = sleeping();
+    bundle.settings = "[hypervisor]\ngrow_vcpus = 3\n".into();
+    let container = bundle.run_detached(&[]);
+    let online = ["cat", "/sys/devices/system/cpu/online"];
+    container.exec(&[], &online).says(&["0"]);
+    container.exec(&[], &["nproc"]).says(&["1"]);
+    for (quota, nproc) in [("250000", "3"), ("150000", "2"), ("900000", "3"), ("-1", "1"), ("100001", "2")] {
+        update(&bundle, &["--cpu-period", "100000", "--cpu-quota", quota]).says(&[]);
+        comes_to(&container, &["nproc"], nproc);
+        assert_eq!(container.record()["size"]["vcpus"].to_string(), nproc);
+    }
+    // What is refused changes nothing.
+    update(&bundle, &["--cpu-quota", "300000", "--cpu-rt-runtime", "1000"]).fails(&["real-time"]);
+    assert_eq!(container.record()["size"]["vcpus"], 2);
+    container.exec(&[], &online).says(&["0-1"]);
+}
+
+#[test]
+fn a_machine_that_cannot_grow_keeps_its_processors() {
+    let bundle = sleeping();
+    let container = bundle.run_detached(&[]);
+    update(&bundle, &["--cpu-quota", "250000"]).says(&[]);
+    container.exec(&[], &["cat", "/sys/devices/system/cpu/possible"]).says(&["0"]);
+}
+
+/// MemTotal of the guest, in MiB.
+pub fn guest_mib(container: &Container<'_>) -> u64 {
+    let text = container.exec(&[], &["cat", "/proc/meminfo"]).text();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).expect("a total");
+    total.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") >> 10
+}
+
+#[test]
+fn memory_comes_with_the_limit_and_goes_with_it() {
+    let mut bundle = sleeping();
+    bundle.settings = "[hypervisor]\ngrow_memory_mib = 1024\n".into();
+    bundle.mount("/m", "tmpfs", "tmpfs", &["size=500m"]);
+    let container = bundle.run_detached(&[]);
+    let before = guest_mib(&container);
+    update(&bundle, &["--memory", "600m"]).says(&[]);
+    let grown = container.record()["size"]["memory_mib"].as_u64().expect("a number");
+    assert!((696..760).contains(&grown), "{grown}");
+    // It is there to be used, whatever lies where: more than the machine was started with.
+    container.sh("dd if=/dev/zero of=/m/x bs=1M count=300 2>&- && wc -c </m/x").says(&["314572800"]);
+    assert!(guest_mib(&container) > before + 350, "{before} {}", guest_mib(&container));
+    container.sh("rm /m/x").says(&[]);
+    update(&bundle, &["--memory", "5g"]).says(&[]);
+    assert_eq!(container.record()["size"]["memory_mib"], 1024);
+    update(&bundle, &["--memory", "64m"]).says(&[]);
+    let left = container.record()["size"]["memory_mib"].as_u64().expect("a number");
+    assert!(left < grown, "{left} {grown}");
+    assert!(guest_mib(&container) < before + 350, "{before} {}", guest_mib(&container));
 }

@@ -29,6 +29,7 @@ mod notify;
 mod oom;
 mod process;
 mod processes;
+mod processors;
 mod report;
 mod resources;
 mod rootfs;

@@ -16,7 +16,7 @@ use ttrpc::{Code, TtrpcContext};
 use crate::exec::NOT_RUNNING;
 use crate::runner::STATE_DIR;
 use crate::server::{self, Names, Shared};
-use crate::{freezer, kmsg, network, oom, processes, resources, share, stats, sys};
+use crate::{freezer, kmsg, network, oom, processes, processors, resources, share, stats, sys};
 
 /// Longest container ID: it names directories.
 const MAX_ID: usize = 255;
@@ -301,6 +301,16 @@ impl Agent for Service {
         Ok(response)
     }
 
+    fn set_processors(
+        &self,
+        _: &TtrpcContext,
+        request: wire::SetProcessorsRequest,
+    ) -> ttrpc::Result<wire::SetProcessorsResponse> {
+        let mut response = wire::SetProcessorsResponse::new();
+        response.count = processors::set(request.count).map_err(internal)?;
+        Ok(response)
+    }
+
     fn release_share(
         &self,
         _: &TtrpcContext,
@@ -375,7 +385,7 @@ mod tests {
     fn a_mismatch_names_both_versions() {
         let text = version_mismatch(9);
         assert!(
-            text.contains("version 9") && text.contains("version 3") && text.contains("use a guest image")
+            text.contains("version 9") && text.contains("version 4") && text.contains("use a guest image")
         );
     }
 }

@@ -5,9 +5,11 @@
 //!   ...3 GiB     low memory; the initramfs lies at its end
 //!   3...4 GiB    no memory: device registers, I/O APIC, local APICs
 //!   4 GiB...     high memory
+//!   above        the region in which memory can be plugged later
 //! ```
 //!
-//! All of it is one memfd, mapped shared, since the file server works in it, too.
+//! All of it that is there at the start is one memfd, mapped shared, since the file server works in it, too; what can come later
+//! is another.
 
 use std::fs::File;
 use std::io;
@@ -76,18 +78,31 @@ pub fn ranges(memory_mib: u32) -> Vec<(u64, u64)> {
     ranges
 }
 
+/// Where memory can be plugged: start and length, multiples of what a kernel plugs at once (128 MiB). `None` where there can be no more
+/// than at the start.
+pub fn plug_region(memory_mib: u32, max_memory_mib: u32) -> Option<(u64, u64)> {
+    let (start, length) = *ranges(memory_mib).last().expect("there is memory");
+    let more = u64::from(max_memory_mib.checked_sub(memory_mib)?) << 20;
+    let start = (start + length).max(GAP_END).next_multiple_of(1 << 30);
+    (more > 0).then(|| (start, more.next_multiple_of(128 << 20)))
+}
+
 /// Makes memory. No page of it exists before someone writes to it.
-pub fn allocate(memory_mib: u32) -> Result<(Memory, Arc<File>), Error> {
-    let file = memfd_create(c"guest memory", MFdFlags::MFD_CLOEXEC)
-        .map_err(|errno| Error::host("make guest memory")(errno.into()))?;
-    let file = Arc::new(File::from(file));
-    file.set_len(u64::from(memory_mib) << 20).map_err(Error::host("size guest memory"))?;
+pub fn allocate(memory_mib: u32, max_memory_mib: u32) -> Result<(Memory, Arc<File>), Error> {
+    let file = memory_file(u64::from(memory_mib) << 20)?;
     let mut offset = 0;
-    let ranges = ranges(memory_mib).into_iter().map(|(start, len)| {
-        let part = FileOffset::from_arc(Arc::clone(&file), offset);
-        offset += len;
-        (GuestAddress(start), len as usize, Some(part))
-    });
+    let mut ranges: Vec<_> = ranges(memory_mib)
+        .into_iter()
+        .map(|(start, len)| {
+            let part = FileOffset::from_arc(Arc::clone(&file), offset);
+            offset += len;
+            (GuestAddress(start), len as usize, Some(part))
+        })
+        .collect();
+    if let Some((start, len)) = plug_region(memory_mib, max_memory_mib) {
+        let part = FileOffset::from_arc(memory_file(len)?, 0);
+        ranges.push((GuestAddress(start), len as usize, Some(part)));
+    }
     let memory = Memory::from_ranges_with_files(ranges).map_err(|error| {
         let source = match error {
             FromRangesError::MmapRegion(vm_memory::mmap::MmapRegionError::Mmap(source)) => source,
@@ -96,6 +111,14 @@ pub fn allocate(memory_mib: u32) -> Result<(Memory, Arc<File>), Error> {
         Error::host("map guest memory")(source)
     })?;
     Ok((memory, file))
+}
+
+fn memory_file(length: u64) -> Result<Arc<File>, Error> {
+    let file = memfd_create(c"guest memory", MFdFlags::MFD_CLOEXEC)
+        .map_err(|errno| Error::host("make guest memory")(errno.into()))?;
+    let file = File::from(file);
+    file.set_len(length).map_err(Error::host("size guest memory"))?;
+    Ok(Arc::new(file))
 }
 
 /// Maps `range` of `file` over the same range of guest memory, below the gap, for this process alone: what is written there goes nowhere else.
@@ -150,8 +173,20 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_later_lies_above_all_else() {
+        assert_eq!(plug_region(256, 256), None);
+        assert_eq!(plug_region(256, 128), None);
+        assert_eq!(plug_region(256, 257), Some((GAP_END, 128 << 20)));
+        assert_eq!(plug_region(4096, 8192), Some((6 << 30, 4 << 30)));
+        let (memory, file) = allocate(256, 1280).expect("address space and no memory");
+        assert_eq!(file.metadata().expect("a file").len(), 256 << 20);
+        let later = memory.find_region(GuestAddress(GAP_END)).expect("a region");
+        assert_eq!((later.len(), later.file_offset().map(FileOffset::start)), (1 << 30, Some(0)));
+    }
+
+    #[test]
     fn the_largest_guest_is_one_file() {
-        let (memory, file) = allocate(65_536).expect("address space and no memory");
+        let (memory, file) = allocate(65_536, 65_536).expect("address space and no memory");
         assert_eq!(file.metadata().expect("a file").len(), 64 << 30);
         let high = memory.find_region(GuestAddress(GAP_END)).expect("high memory");
         assert_eq!(high.file_offset().map(FileOffset::start), Some(GAP));

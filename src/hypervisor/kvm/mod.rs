@@ -35,7 +35,7 @@ mod template;
 mod vcpu;
 mod vmm;
 
-pub use plug::plug;
+pub use plug::{memory as plugged_memory, plug};
 pub use probe::{DEVICE, Step, Unusable, address_bits, examine, probe};
 
 /// In the sandbox's state directory.
@@ -276,8 +276,11 @@ enum Error {
     },
     #[error("the VM's description is damaged")]
     Spec(#[source] serde_json::Error),
-    #[error("a VM has 1 to 32 vCPUs and 32 to 65,536 MiB, not {vcpus} and {memory_mib}")]
-    Shape { vcpus: u8, memory_mib: u32 },
+    #[error(
+        "a VM has 1 to 32 vCPUs and 32 to 65,536 MiB, not {vcpus} (later {max_vcpus}) and {memory_mib} (later \
+             {max_memory_mib})"
+    )]
+    Shape { vcpus: u8, max_vcpus: u8, memory_mib: u32, max_memory_mib: u32 },
     #[error("cannot load {path}: {reason}")]
     Image { path: PathBuf, reason: String },
     #[error("{memory_mib} MiB of memory are too few for kernel and initramfs")]

@@ -1,11 +1,11 @@
-//! Plugging network interfaces into a running VM.
+//! What another process asks of a running VM: to plug network interfaces, and to change its memory.
 //!
-//! The VMM has slots for them: virtio-mmio devices of which the kernel finds at boot that they are not there ([`Placeholder`]). One
+//! The VMM has slots for interfaces: virtio-mmio devices of which the kernel finds at boot that they are not there ([`Placeholder`]). One
 //! message over the control socket, with the descriptors beside it, makes one of them a network device; the guest's agent then has the
-//! kernel look again. The answer is a line: the device's number, or what went wrong. Only root reaches the socket.
+//! kernel look again. The answer is a line: a number (the device's, or of bytes), or what went wrong. Only root reaches the socket.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::machine::Machine;
 use super::vmm::attach;
 use super::{Error, one_line};
+use crate::devices::mem::{self, Control};
 use crate::devices::net::Net;
 use crate::devices::placeholder::Placeholder;
 use crate::devices::{EventLoop, Memory, VirtioDevice};
@@ -30,29 +31,47 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const MAX_MESSAGE: usize = 4096;
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Message {
-    slot: usize,
-    mac: [u8; 6],
-    /// Beside the message: so many queues of a TAP device, then what is left, of vhost-net.
-    taps: usize,
+enum Message {
+    Network {
+        slot: usize,
+        mac: [u8; 6],
+        /// Beside the message: so many queues of a TAP device, then what is left, of vhost-net.
+        taps: usize,
+    },
+    /// Answered by what is plugged.
+    Memory {
+        /// Beyond what there was at the start; `None` leaves it.
+        bytes: Option<u64>,
+    },
 }
 
 /// # Errors
 /// What the socket or the VMM say.
 pub fn plug(control: &Path, nic: Nic) -> io::Result<GuestDevice> {
+    let message = Message::Network { slot: nic.slot, mac: nic.mac, taps: nic.taps.len() };
+    let descriptors: Vec<_> = nic.taps.iter().chain(&nic.vhost).map(AsFd::as_fd).collect();
+    let index = ask(control, &message, &descriptors)?;
+    // As Linux names the devices of the ACPI tables, in their order.
+    Ok(GuestDevice { bus: "platform".into(), address: format!("LNRO0005:{index:02x}") })
+}
+
+/// Asks for so many bytes of memory beyond those of the start, or for nothing: how many are plugged.
+///
+/// # Errors
+/// What the socket or the VMM say.
+pub fn memory(control: &Path, bytes: Option<u64>) -> io::Result<u64> {
+    ask(control, &Message::Memory { bytes }, &[])
+}
+
+fn ask(control: &Path, message: &Message, descriptors: &[BorrowedFd<'_>]) -> io::Result<u64> {
     let mut socket = connect_plain(control)?;
     socket.set_read_timeout(Some(TIMEOUT))?;
     socket.set_write_timeout(Some(TIMEOUT))?;
-    let message = Message { slot: nic.slot, mac: nic.mac, taps: nic.taps.len() };
-    let message = serde_json::to_vec(&message)?;
-    let descriptors: Vec<_> = nic.taps.iter().chain(&nic.vhost).map(AsFd::as_fd).collect();
-    fd::send_several(socket.as_fd(), &message, &descriptors)?;
+    fd::send_several(socket.as_fd(), &serde_json::to_vec(message)?, descriptors)?;
     let mut answer = String::new();
     Read::take(&mut socket, MAX_MESSAGE as u64).read_to_string(&mut answer)?;
     let answer = answer.strip_suffix('\n').ok_or(io::ErrorKind::UnexpectedEof)?;
-    let index: usize = answer.parse().map_err(|_| io::Error::other(answer.to_owned()))?;
-    // As Linux names the devices of the ACPI tables, in their order.
-    Ok(GuestDevice { bus: "platform".into(), address: format!("LNRO0005:{index:02x}") })
+    answer.parse().map_err(|_| io::Error::other(answer.to_owned()))
 }
 
 /// What the slots are filled with at boot.
@@ -69,6 +88,8 @@ pub struct Slots {
     /// Device number of the first; the others follow.
     pub first: usize,
     pub used: [bool; NETWORK_SLOTS],
+    /// Device number of what plugs memory, where that is possible.
+    pub plug: Option<(u32, Control)>,
 }
 
 impl Slots {
@@ -76,28 +97,48 @@ impl Slots {
     pub fn serve(&mut self, machine: &Machine) {
         let Ok((mut socket, _)) = self.listener.accept() else { return };
         let answer = match self.answer(&socket, machine) {
-            Ok(index) => index.to_string(),
+            Ok(number) => number.to_string(),
             Err(refusal) => refusal.replace('\n', " "),
         };
         // Who asked may be gone.
         let _ = writeln!(socket, "{answer}");
     }
 
-    fn answer(&mut self, socket: &UnixStream, machine: &Machine) -> Result<usize, String> {
+    fn answer(&mut self, socket: &UnixStream, machine: &Machine) -> Result<u64, String> {
         let (message, descriptors) = receive(socket).map_err(|error| error.to_string())?;
-        let free = self.used.get(message.slot).is_some_and(|used| !used);
-        if !free {
-            return Err(format!("slot {} is not free", message.slot));
+        match message {
+            Message::Network { slot, mac, taps } => {
+                let free = self.used.get(slot).is_some_and(|used| !used);
+                if !free {
+                    return Err(format!("slot {slot} is not free"));
+                }
+                let index = self.first + slot;
+                self.plug(index, mac, descriptors, taps, machine).map_err(|error| one_line(&error))?;
+                self.used[slot] = true;
+                Ok(index as u64)
+            }
+            Message::Memory { bytes } => {
+                let (index, control) =
+                    self.plug.as_ref().ok_or("it was not started with a place for more memory")?;
+                if let Some(bytes) = bytes {
+                    control.request(bytes);
+                    machine.process(*index, mem::RESIZE);
+                }
+                Ok(control.plugged())
+            }
         }
-        self.plug(&message, descriptors, machine).map_err(|error| one_line(&error))?;
-        self.used[message.slot] = true;
-        Ok(self.first + message.slot)
     }
 
-    fn plug(&self, message: &Message, mut taps: Vec<OwnedFd>, machine: &Machine) -> Result<(), Error> {
-        let vhost = taps.split_off(message.taps.min(taps.len()));
-        let device = Net::new(message.mac, taps, vhost, &self.memory)?;
-        let index = self.first + message.slot;
+    fn plug(
+        &self,
+        index: usize,
+        mac: [u8; 6],
+        mut taps: Vec<OwnedFd>,
+        queues: usize,
+        machine: &Machine,
+    ) -> Result<(), Error> {
+        let vhost = taps.split_off(queues.min(taps.len()));
+        let device = Net::new(mac, taps, vhost, &self.memory)?;
         let transport = attach(index, Box::new(device), None, &self.vm, &self.memory, &self.event_loop)?;
         machine.replace(index, transport);
         Ok(())

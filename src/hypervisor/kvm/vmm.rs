@@ -23,7 +23,9 @@ use super::pause::Pause;
 use super::plug::{self, Slots};
 use super::snapshot::{self, Recorder, State};
 use super::{End, Error, Order, TemplateUse, cpuid, memory, registers, vcpu};
+use crate::devices::balloon::Balloon;
 use crate::devices::fs::Fs;
+use crate::devices::mem::{Control, Mem};
 use crate::devices::mmio::{self, MmioTransport, Wiring};
 use crate::devices::rng::Rng;
 use crate::devices::serial::{self, Serial};
@@ -104,12 +106,12 @@ pub fn run() -> Result<End, Error> {
     // SAFETY: the descriptor is owned and passed on.
     let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
     let vm = Arc::new(kvm.create_vm().map_err(Error::kvm("make a VM"))?);
-    let (memory, file) = memory::allocate(spec.memory_mib)?;
+    let (memory, file) = memory::allocate(spec.memory_mib, spec.max_memory_mib)?;
     // Before the interrupt controllers: afterwards KVM would wait several ms for readers of what it replaces.
     memory::register(&vm, &memory)?;
     vm.set_tss_address(TSS).map_err(Error::kvm("place the TSS"))?;
     vm.create_irq_chip().map_err(Error::kvm("make interrupt controllers"))?;
-    let supported = cpuid::supported(&kvm, spec.vcpus)?;
+    let supported = cpuid::supported(&kvm, spec.max_vcpus)?;
     timeline.mark("vmm.created");
 
     let memory_bytes = u64::from(spec.memory_mib) << 20;
@@ -142,6 +144,15 @@ pub fn run() -> Result<End, Error> {
     if spec.entropy {
         devices.push(Box::new(Rng::default()));
     }
+    if spec.page_reporting {
+        devices.push(Box::new(Balloon::default()));
+    }
+    let mut plug = None;
+    if let Some((start, length)) = memory::plug_region(spec.memory_mib, spec.max_memory_mib) {
+        let control = Control::default();
+        plug = Some((devices.len() as u32, control.clone()));
+        devices.push(Box::new(Mem::new(start, length, control)));
+    }
     let first_slot = devices.len();
     if spec.network {
         devices.extend(plug::placeholders());
@@ -155,10 +166,11 @@ pub fn run() -> Result<End, Error> {
     let devices = devices.into_iter().enumerate().map(attach).collect::<Result<Vec<_>, _>>()?;
     let serial = Serial::new(serial_interrupt(&vm, spec.console)?);
 
-    let vcpus = (0..spec.vcpus).map(|id| vcpu::create(&vm, id, &supported)).collect::<Result<Vec<_>, _>>()?;
+    let vcpus =
+        (0..spec.max_vcpus).map(|id| vcpu::create(&vm, id, &supported)).collect::<Result<Vec<_>, _>>()?;
     match (&image, &snapshot) {
         (Some(image), _) => {
-            let tables = Tables { vcpus: spec.vcpus, devices: devices.len(), serial: spec.console };
+            let tables = Tables { vcpus: spec.max_vcpus, devices: devices.len(), serial: spec.console };
             let rsdp = tables.write(&memory)?;
             target.write_start_info(image, &command_line(&spec), rsdp)?;
             vcpu::start_at(&vcpus[0], image.entry)?;
@@ -207,6 +219,7 @@ pub fn run() -> Result<End, Error> {
         memory,
         event_loop: event_loop.clone(),
         first: first_slot,
+        plug,
         used: Default::default(),
     };
     let end = serve(&machine, slots, recording, &event_loop, &ended)?;
@@ -245,9 +258,10 @@ fn read_order(file: &mut File) -> Result<Order, Error> {
     let mut json = String::new();
     file.read_to_string(&mut json).map_err(Error::host("read what VM to start"))?;
     let order: Order = serde_json::from_str(&json).map_err(Error::Spec)?;
-    let VmSpec { vcpus, memory_mib, .. } = order.spec;
-    let in_range = (1..=32).contains(&vcpus) && (32..=65_536).contains(&memory_mib);
-    if in_range { Ok(order) } else { Err(Error::Shape { vcpus, memory_mib }) }
+    let VmSpec { vcpus, max_vcpus, memory_mib, max_memory_mib, .. } = order.spec;
+    let in_range = 1 <= vcpus && vcpus <= max_vcpus && max_vcpus <= 32;
+    let in_range = in_range && 32 <= memory_mib && memory_mib <= max_memory_mib && max_memory_mib <= 65_536;
+    if in_range { Ok(order) } else { Err(Error::Shape { vcpus, max_vcpus, memory_mib, max_memory_mib }) }
 }
 
 /// What this machine needs the kernel to know, then what the caller wants.
@@ -260,7 +274,7 @@ fn command_line(spec: &VmSpec) -> String {
         true => "console=ttyS0 earlyprintk=serial,0x3f8,115200",
         false => "quiet loglevel=3 8250.nr_uarts=0 earlyprintk=serial,0x3f8,115200,keep",
     };
-    format!("{machine} {console} {}", spec.kernel_parameters)
+    format!("{machine} {console} {} {}", spec.growth_parameters(), spec.kernel_parameters)
 }
 
 /// Connects device number `index` with the guest: registers, a kick for each queue, an interrupt line. With `state` it goes on as the

@@ -45,6 +45,8 @@ const NETWORK_BRIDGE: &str = "pcie-pci-bridge,id=network,bus=pcie.0,addr=0x1c";
 pub const NETWORK_BUS: &str = "network";
 pub const NETWORK_BRIDGE_NUMBER: &str = "1c";
 const NETWORK_PARAMETERS: &str = "pcie_ports=compat";
+/// The device that memory is plugged by.
+pub const PLUGGED: &str = "plugged";
 /// No hot-plug slots and sleep states for the kernel to interpret.
 const PROPERTIES: [&str; 3] =
     ["ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off", "ICH9-LPC.disable_s3=1", "ICH9-LPC.disable_s4=1"];
@@ -52,7 +54,8 @@ const PROPERTIES: [&str; 3] =
 /// The guest kernel's command line.
 fn kernel_parameters(spec: &VmSpec) -> String {
     let network = if spec.network { NETWORK_PARAMETERS } else { "" };
-    let words = [PARAMETERS, network, if spec.console { VERBOSE } else { QUIET }, &spec.kernel_parameters];
+    let console = if spec.console { VERBOSE } else { QUIET };
+    let words = [PARAMETERS, network, &spec.growth_parameters(), console, &spec.kernel_parameters];
     words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
@@ -72,14 +75,23 @@ pub fn arguments(accelerator: Accelerator, spec: &VmSpec) -> Vec<OsString> {
         Accelerator::Kvm => line.option("-accel", "kvm").option("-cpu", "host"),
         // One thread for all vCPUs where there are several: the emulation of kernels that patch their own code while another
         // vCPU runs it is not sound ("Oops: int3").
-        Accelerator::Tcg if spec.vcpus > 1 => {
+        Accelerator::Tcg if spec.max_vcpus > 1 => {
             line.option("-accel", "tcg,thread=single").option("-cpu", "max")
         }
         Accelerator::Tcg => line.option("-accel", "tcg").option("-cpu", "max"),
     };
-    line.option("-smp", spec.vcpus.to_string());
-    line.option("-m", format!("{}M", spec.memory_mib));
+    line.option("-smp", spec.max_vcpus.to_string());
+    let more_mib = spec.max_memory_mib - spec.memory_mib;
+    let later = if more_mib > 0 { format!(",maxmem={}M", spec.max_memory_mib) } else { String::new() };
+    line.option("-m", format!("{}M{later}", spec.memory_mib));
     line.option("-object", format!("memory-backend-memfd,id=memory,size={}M,share=on", spec.memory_mib));
+    if more_mib > 0 {
+        // Not a page of it is there yet, nor set aside.
+        line.option(
+            "-object",
+            format!("memory-backend-memfd,id=later,size={more_mib}M,share=on,reserve=off"),
+        );
+    }
 
     line.option("-kernel", format!("/{KERNEL}")).option("-initrd", format!("/{INITRAMFS}"));
     line.option("-append", kernel_parameters(spec));
@@ -94,6 +106,12 @@ pub fn arguments(accelerator: Accelerator, spec: &VmSpec) -> Vec<OsString> {
     line.option("-device", format!("vhost-user-fs-pci,chardev=share,tag={tag},queue-size=128"));
     if spec.entropy {
         line.option("-device", "virtio-rng-pci");
+    }
+    if spec.page_reporting {
+        line.option("-device", "virtio-balloon-pci,free-page-reporting=on");
+    }
+    if more_mib > 0 {
+        line.option("-device", format!("virtio-mem-pci,id={PLUGGED},memdev=later,requested-size=0"));
     }
     if spec.network {
         line.option("-device", NETWORK_BRIDGE);
@@ -124,11 +142,14 @@ mod tests {
         VmSpec {
             id: "web,1".into(),
             vcpus: 1,
+            max_vcpus: 1,
             memory_mib: 256,
+            max_memory_mib: 256,
             kernel: "/guest/vmlinux".into(),
             initramfs: "/guest/initramfs.cpio".into(),
             kernel_parameters: String::new(),
             entropy: true,
+            page_reporting: true,
             console: false,
             state_dir: "/run/rt/web".into(),
             network: false,
@@ -154,7 +175,9 @@ mod tests {
     fn with_kvm() {
         let spec = VmSpec {
             vcpus: 4,
+            max_vcpus: 4,
             memory_mib: 65_536,
+            max_memory_mib: 65_536,
             kernel_parameters: "audit=0 x=y,z".into(),
             console: true,
             network: true,
@@ -171,8 +194,28 @@ mod tests {
     }
 
     #[test]
+    fn processors_for_later_are_there_and_not_started() {
+        let line = lines(Accelerator::Kvm, &VmSpec { max_vcpus: 3, ..spec() });
+        assert!(line.contains("-smp 3\n") && line.contains(" maxcpus=1 "), "{line}");
+        assert!(!lines(Accelerator::Kvm, &spec()).contains("maxcpus"));
+    }
+
+    #[test]
+    fn memory_for_later_has_its_place() {
+        let line = lines(Accelerator::Kvm, &VmSpec { max_memory_mib: 1024, ..spec() });
+        for words in [
+            "-m 256M,maxmem=1024M\n",
+            "id=later,size=768M,share=on,reserve=off\n",
+            "-device virtio-mem-pci",
+            "auto-movable",
+        ] {
+            assert!(line.contains(words), "{words}: {line}");
+        }
+    }
+
+    #[test]
     fn several_emulated_processors_take_turns() {
-        let line = lines(Accelerator::Tcg, &VmSpec { vcpus: 2, ..spec() });
+        let line = lines(Accelerator::Tcg, &VmSpec { vcpus: 2, max_vcpus: 2, ..spec() });
         assert!(line.contains("-accel tcg,thread=single\n"), "{line}");
     }
 }

@@ -12,6 +12,7 @@
 
 mod command_line;
 mod find;
+mod memory;
 mod plug;
 pub mod process;
 mod qmp;
@@ -33,6 +34,7 @@ use nix::unistd::{Pid, pipe2};
 
 pub use command_line::Accelerator;
 pub use find::{MINIMUM_VERSION, accelerators, find, version};
+pub use memory::plugged as plugged_memory;
 pub use plug::plug;
 
 use super::process::VmmProcess;

@@ -32,7 +32,7 @@ pub fn arguments(binary: &Path, accelerator: Accelerator, spec: &VmSpec) -> Vec<
         accelerator_name.into(),
         (&spec.kernel).into(),
         (&spec.initramfs).into(),
-        u64::from(spec.vcpus).to_string().into(),
+        u64::from(spec.max_vcpus).to_string().into(),
     ];
     arguments.extend(command_line::arguments(accelerator, spec));
     arguments
