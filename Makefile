@@ -3,7 +3,7 @@
 # make build    rt and a guest for it, in target/release
 # make kernel   the tuned guest kernel (about 14 minutes of processor time, once a machine)
 # make test-callers    conmon, podman, containerd and docker, with rt as their runtime
-# make conformance     runc's own test suite, with rt and with runc; MODE=passes: what is known to pass, with rt
+# make conformance     runc's own test suite, with rt and with runc; MODE=passes: what is known to pass, with rt (FILES=exec.bats: of these)
 # make dist     one file, target/dist/rt, with kernel and initramfs inside, for any x86-64 Linux
 # make install  to PREFIX (/usr/local), below DESTDIR if set; make uninstall takes it away again
 # make deb      the same as a Debian package, in target/deb
@@ -115,7 +115,7 @@ test-callers: rt guest
 
 conformance: rt guest
 	$(call need,$(conformance_packages))
-	@tests/integration/conformance/run.sh $(or $(MODE),all)
+	@tests/integration/conformance/run.sh $(or $(MODE),all) $(FILES)
 
 bench: integration
 	$(call need,$(bench_packages))

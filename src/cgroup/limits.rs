@@ -128,8 +128,13 @@ impl Limits<'_> {
     /// Quota, likewise, and period in microseconds.
     fn quota(&self) -> Option<(Option<u64>, u64)> {
         let cpu = self.resources?.cpu().as_ref()?;
-        let quota = cpu.quota().filter(|quota| *quota != 0)?;
-        let period = cpu.period().filter(|period| *period > 0).unwrap_or(100_000);
+        let quota = cpu.quota().filter(|quota| *quota != 0);
+        let period = cpu.period().filter(|period| *period > 0);
+        if quota.is_none() && period.is_none() {
+            return None;
+        }
+        // A period alone is that of a quota to come.
+        let (quota, period) = (quota.unwrap_or(-1), period.unwrap_or(100_000));
         let overhead = period.saturating_mul(self.overhead.cpu_percent.into()) / 100;
         Some((u64::try_from(quota).ok().map(|quota| quota.saturating_add(overhead)), period))
     }
@@ -178,6 +183,9 @@ mod tests {
             ["pids.max max", "memory.limit_in_bytes -1", "cpu.cfs_period_us 50000", "cpu.cfs_quota_us -1"];
         assert_eq!(legacy, files);
         assert_eq!(unified, ["pids.max max", "memory.max max", "cpu.max max 50000"]);
+        let (legacy, unified) = written(json!({"cpu": {"period": 50_000}}));
+        assert_eq!(legacy, ["cpu.cfs_period_us 50000", "cpu.cfs_quota_us -1"]);
+        assert_eq!(unified, ["cpu.max max 50000"]);
     }
 
     #[test]

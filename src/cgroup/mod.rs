@@ -167,6 +167,11 @@ fn set(hierarchy: &Hierarchy, path: &Path, limits: &Limits) -> Result<(), Error>
     for limit in files.iter().filter(|limit| hierarchy.has(limit.controller)) {
         let file = path.join(limit.file);
         match fs::write(&file, &limit.value) {
+            // Version 1 refuses more than the group above has (a pod's has no overhead); so that one's limit holds.
+            Err(error) if limit.file == "cpu.cfs_quota_us" && error.raw_os_error() == Some(libc::EINVAL) => {
+                tracing::debug!("{} cannot be {}: the group above allows less", file.display(), limit.value);
+                fs::write(&file, "-1").map_err(failed("lift the limit", &file))?;
+            }
             // A kernel without this file, or a controller that is not delegated down to here.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 tracing::warn!("{} is missing: the limit holds in the guest only", file.display());

@@ -54,7 +54,7 @@ const COMMIT: &str = match option_env!("RT_COMMIT") {
 #[derive(Debug, Parser)]
 #[command(
     name = "rt",
-    about = "Runs OCI containers, each in its own lightweight virtual machine",
+    about = "Open Container Initiative runtime, each container in its own lightweight virtual machine",
     version = usage::version(),
     disable_version_flag = true,
     subcommand_required = true

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, ValueEnum};
 
 use super::{Arguments, COMMIT, FAILURE, SPEC_VERSION, write_out};
@@ -40,6 +40,10 @@ pub fn answer(arguments: &[OsString], answer: &clap::Error) -> ExitCode {
     let text = match answer.kind() {
         ErrorKind::DisplayVersion if is_kata(arguments.first()) => kata_version(),
         _ if is_wrong => format!("Incorrect Usage.\n\n{}", help(arguments)),
+        ErrorKind::DisplayHelp => match command().try_get_matches_from(arguments) {
+            Err(help) => help.to_string(),
+            Ok(_) => answer.to_string(),
+        },
         _ => answer.to_string(),
     };
     // Nobody reads: then nobody misses it.
@@ -57,8 +61,24 @@ pub fn answer(arguments: &[OsString], answer: &clap::Error) -> ExitCode {
     ExitCode::from(FAILURE)
 }
 
+/// The command line, with help in runc's form, which begins with the name: `rt state - …`. Made only where somebody reads it.
+fn command() -> clap::Command {
+    fn in_form(command: clap::Command, name: &str) -> clap::Command {
+        const FORM: &str = "NAME:\n   {name} - {about-with-newline}\nUSAGE:\n   {usage}\n\n{all-args}";
+        let command = command.help_template(FORM).display_name(name.to_owned());
+        command.mut_subcommands(|verb| {
+            let name = format!("{name} {}", verb.get_name());
+            in_form(verb, &name)
+        })
+    }
+    in_form(Arguments::command(), "rt")
+}
+
 /// clap's reason in one line, without its label and its hints on usage.
 fn reason(error: &clap::Error) -> String {
+    if let Some(ContextValue::String(name)) = error.get(ContextKind::InvalidSubcommand) {
+        return format!("No help topic for '{name}'");
+    }
     let text = error.to_string();
     let reason = text.split("\n\nUsage:").next().unwrap_or(&text);
     let reason = reason.split("\n\nFor more information").next().unwrap_or(reason);
@@ -68,7 +88,7 @@ fn reason(error: &clap::Error) -> String {
 
 /// The help of the verb that was called, else rt's.
 fn help(arguments: &[OsString]) -> String {
-    let mut command = Arguments::command();
+    let mut command = command();
     command.build();
     let called = arguments.iter().skip(1).find_map(|word| command.find_subcommand(word).cloned());
     called.unwrap_or(command).render_help().to_string()
@@ -100,6 +120,10 @@ mod tests {
 
     use super::*;
 
+    fn parse(words: &[OsString]) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(words)
+    }
+
     fn words(text: &str) -> Vec<OsString> {
         text.split(' ').map(Into::into).collect()
     }
@@ -111,26 +135,28 @@ mod tests {
 
     #[test]
     fn reasons_fit_one_line() {
-        let error = Arguments::try_parse_from(words("rt state")).unwrap_err();
+        let error = parse(&words("rt state")).unwrap_err();
         assert_eq!(reason(&error), "the following required arguments were not provided: <ID>");
-        let error = Arguments::try_parse_from(words("rt list -f xml")).unwrap_err();
+        let error = parse(&words("rt list -f xml")).unwrap_err();
         assert!(reason(&error).starts_with("invalid value 'xml' for '--format"), "{}", reason(&error));
+        let error = parse(&words("rt frob -h")).unwrap_err();
+        assert_eq!(reason(&error), "No help topic for 'frob'");
     }
 
     #[test]
     fn options_stand_before_and_after_the_id_and_with_an_equals_sign() {
         for line in ["rt delete --force a", "rt delete a --force", "rt --root=/r --log=/l delete -f a"] {
-            assert!(Arguments::try_parse_from(words(line)).is_ok(), "{line}");
+            assert!(parse(&words(line)).is_ok(), "{line}");
         }
         for line in ["rt create --bundle /b --pid-file=/p a", "rt create a -b /b --pid-file /p"] {
-            assert!(Arguments::try_parse_from(words(line)).is_ok(), "{line}");
+            assert!(parse(&words(line)).is_ok(), "{line}");
         }
     }
 
     #[test]
     fn help_is_that_of_the_verb() {
-        assert!(help(&words("rt --root /r kill")).contains("Usage: rt kill"));
-        assert!(help(&words("rt frob")).contains("Usage: rt "));
+        assert!(help(&words("rt --root /r kill")).starts_with("NAME:\n   rt kill - Send a signal "));
+        assert!(help(&words("rt frob")).contains("\n\nUSAGE:\n   rt [OPTIONS] <COMMAND>\n\n"));
     }
 
     #[test]

@@ -120,9 +120,11 @@ impl Layers {
         variables: impl Iterator<Item = (OsString, OsString)>,
     ) -> Result<(), Error> {
         let mut ours: Vec<(String, OsString)> = variables
+            // Most are not, and every call of rt looks at all of them.
+            .filter(|(name, _)| name.as_encoded_bytes().starts_with(b"RT_"))
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
             .filter(|(name, _)| {
-                let rest = name.strip_prefix("RT_").unwrap_or_default();
+                let rest = &name["RT_".len()..];
                 settings::sections().iter().any(|section| {
                     rest.strip_prefix(&section.to_uppercase()).is_some_and(|rest| rest.starts_with('_'))
                 })

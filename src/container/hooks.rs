@@ -36,7 +36,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    #[error("error running {moment} hook #{index}: {status}, stdout: {stdout}, stderr: {stderr}")]
+    #[error(
+        "error running {moment} hook #{index}: error running hook: {status}, stdout: {stdout}, stderr: {stderr}"
+    )]
     Status { moment: Moment, index: usize, status: ExitStatus, stdout: String, stderr: String },
     #[error("error running {moment} hook #{index}: hook ran past specified timeout of {seconds}s")]
     Timeout { moment: Moment, index: usize, seconds: i64 },
@@ -156,7 +158,9 @@ mod tests {
     #[test]
     fn a_failing_hook_is_told_with_its_words() {
         let error = run(Moment::Poststop, &hooks("echo no >&2; exit 3", None), "{}").unwrap_err();
-        assert_eq!(error.to_string(), "error running poststop hook #0: exit status: 3, stdout: , stderr: no");
+        let words =
+            "error running poststop hook #0: error running hook: exit status: 3, stdout: , stderr: no";
+        assert_eq!(error.to_string(), words);
     }
 
     #[test]

@@ -52,6 +52,22 @@ fn the_group_holds_the_sandbox_and_goes_with_it() {
     assert!(!path.exists());
 }
 
+/// A pod's group knows nothing of an overhead: its limit holds then, and the container runs.
+#[test]
+fn a_group_above_may_allow_less() {
+    let mut bundle = Bundle::new();
+    let pod = format!("rt-test/pod-{}", bundle.id);
+    let above = group("cpu", &pod);
+    let smaller = "[ -e cpu.max ] && echo 50000 100000 >cpu.max || echo 50000 >cpu.cfs_quota_us";
+    host(&format!("mkdir -p {0}; cd {0}; {smaller}", above.display()));
+    bundle.config["linux"]["cgroupsPath"] = json!(format!("/{pod}/{}", bundle.id));
+    bundle.config["linux"]["resources"]["cpu"] = json!({"quota": 50_000, "period": 100_000});
+    bundle.run(&["/bin/echo", "hello"]).says(&["hello"]);
+    // In every hierarchy.
+    host(&format!("find /sys/fs/cgroup -depth -path '*/{pod}*' -type d -exec rmdir {{}} +"));
+    bundle.leaves_nothing();
+}
+
 #[test]
 fn a_crash_leaves_it_for_delete() {
     let bundle = limited("/rt-test/ID");

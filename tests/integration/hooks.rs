@@ -95,17 +95,36 @@ fn one_that_takes_too_long_is_ended() {
 #[test]
 fn one_that_fails_at_the_start_stops_the_container() {
     let mut bundle = Bundle::new();
-    bundle.config["hooks"]["startContainer"] = json!([{"path": "/bin/false"}]);
+    let hook = |script: &str| json!({"path": "/bin/sh", "args": ["sh", "-c", script]});
+    bundle.config["hooks"]["startContainer"] = json!([hook("exit 0"), hook("echo why >&2; exit 3")]);
     bundle.config["hooks"]["poststop"] = json!([keeps_state(&bundle, "poststop")]);
     bundle.args(&["/bin/sh", "-c", "echo ran >/tmp/ran"]);
     let container = bundle.create(&[]);
-    container.rt(&["start"]).fails(&["cannot start container", "startContainer hook"]);
+    let reason =
+        "error running startContainer hook #1: error running hook: exit status: 3, stdout: , stderr: why";
+    container.rt(&["start"]).fails(&[reason]);
     container.reaches("stopped");
     assert!(!bundle.rootfs("tmp/ran").exists());
     container.rt(&["delete"]).says(&[]);
     assert!(bundle.path("poststop").exists());
     drop(container);
-    bundle.call().end().code(1).stdout("");
+    bundle.call().end().fails(&["rt run failed: ", reason]);
+    // It is as much in the container as its process: the seccomp profile holds for it.
+    bundle.config["hooks"]["startContainer"] = json!([hook("mkdir /tmp/made")]);
+    for no_new_privileges in [true, false] {
+        bundle.config["process"]["noNewPrivileges"] = json!(no_new_privileges);
+        bundle.config["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+            {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_KILL"}]});
+        bundle.call().end().fails(&["startContainer hook #0: error running hook: signal: bad system call"]);
+        assert!(!bundle.rootfs("tmp/made").exists());
+    }
+    bundle.config["linux"].as_object_mut().unwrap().remove("seccomp");
+    bundle.config["hooks"]["startContainer"] = json!([{"path": "/no/such/hook"}]);
+    bundle.call().end().fails(&["startContainer hook #0: /no/such/hook: no such file or directory"]);
+    let mut slow = hook("exec sleep 1000");
+    slow["timeout"] = json!(1);
+    bundle.config["hooks"]["startContainer"] = json!([slow]);
+    bundle.call().end().fails(&["startContainer hook #0: hook ran past specified timeout of 1s"]);
 }
 
 /// As the runtime-spec has it: logged, and the container goes on.
@@ -119,6 +138,9 @@ fn one_that_fails_afterwards_is_logged() {
     ended.says(&["ran"]);
     let log = ended.log();
     for moment in ["poststart", "poststop"] {
-        assert!(log.contains(&format!("error running {moment} hook #0: exit status: 4")), "{log}");
+        assert!(
+            log.contains(&format!("error running {moment} hook #0: error running hook: exit status: 4")),
+            "{log}"
+        );
     }
 }

@@ -8,7 +8,7 @@ use crate::shell::{Bundle, Ended, host, rt_binary};
 fn is_wrong(ended: &Ended, words: &[&str]) {
     ended.code(1);
     let (out, err) = (ended.text(), String::from_utf8_lossy(&ended.stderr).into_owned());
-    assert!(out.starts_with("Incorrect Usage.\n\n") && out.contains("Usage: "), "{ended}");
+    assert!(out.starts_with("Incorrect Usage.\n\n") && out.contains("\n\nUSAGE:\n   rt "), "{ended}");
     assert_eq!(err.lines().count(), 1, "{ended}");
     assert!(err.contains("level=error") && words.iter().all(|word| err.contains(word)), "{words:?} {ended}");
 }
@@ -16,12 +16,12 @@ fn is_wrong(ended: &Ended, words: &[&str]) {
 #[test]
 fn a_wrong_value_of_any_flag_is_told() {
     let bundle = Bundle::new();
-    let wrong: [(&[&str], &str); 22] = [
+    let wrong: [(&[&str], &str); 26] = [
         (&["--log-format", "xml", "list"], "xml"),
         (&["--rootless", "perhaps", "list"], "perhaps"),
         (&["--hypervisor", "xen", "list"], "xen"),
         (&["--frob", "list"], "--frob"),
-        (&["frob"], "frob"),
+        (&["frob"], "No help topic for 'frob'"),
         (&["list", "--format", "xml"], "xml"),
         (&["list", "extra"], "extra"),
         (&["ps", "--format", "xml", "a"], "xml"),
@@ -36,16 +36,65 @@ fn a_wrong_value_of_any_flag_is_told() {
         (&["events", "--interval", "0s", "a"], "greater than 0"),
         (&["events", "--interval", "soon", "a"], "soon"),
         (&["exec", "--user", "root", "a", "b"], "root"),
+        (&["exec", "--user", "1:wheel", "a", "b"], "1:wheel"),
         (&["exec", "--cap", "CAP_FLY", "a", "b"], "CAP_FLY"),
+        (&["exec", "--additional-gids", "wheel", "a", "b"], "wheel"),
+        (&["exec", "--preserve-fds", "many", "a", "b"], "many"),
+        (&["events", "--interval", "-1s", "a"], "--interval"),
         (&["update", "--memory", "much", "a"], "much"),
         (&["update", "--pids-limit", "few", "a"], "few"),
     ];
     for (line, word) in wrong {
         is_wrong(&bundle.rt(line), &[word]);
     }
+    let numbers = [
+        "blkio-weight",
+        "cpu-period",
+        "cpu-quota",
+        "cpu-burst",
+        "cpu-share",
+        "cpu-rt-period",
+        "cpu-rt-runtime",
+        "cpu-idle",
+        "memory",
+        "memory-reservation",
+        "memory-swap",
+        "pids-limit",
+    ];
+    for flag in numbers {
+        for value in ["many", "", "1e3", "99999999999999999999"] {
+            is_wrong(&bundle.rt(&["update", &format!("--{flag}={value}"), "a"]), &[flag]);
+        }
+    }
     for verb in ["start", "pause", "resume", "delete", "ps", "events", "update", "checkpoint", "restore"] {
         is_wrong(&bundle.rt(&[verb]), &["<ID>"]);
     }
+}
+
+/// What the command line alone does not show to be wrong.
+#[test]
+fn a_value_that_leads_nowhere_is_told() {
+    let mut bundle = Bundle::new();
+    bundle.args(&["/bin/sleep", "1000"]);
+    let container = bundle.run_detached(&[]);
+    let exec = |flags: &[&str]| container.exec(flags, &["/bin/true"]);
+    exec(&["--cwd", "relative"]).fails_with(255, &["exec failed: ", "relative"]);
+    exec(&["--cwd", "/no/such/dir"]).fails_with(255, &["/no/such/dir"]);
+    exec(&["--cwd", "/etc/passwd"]).fails_with(255, &["/etc/passwd"]);
+    exec(&["--pid-file", "/no/such/dir/pid"]).fails_with(255, &["/no/such/dir/pid"]);
+    exec(&["--pidfd-socket", "/no/such/socket"]).fails_with(255, &["/no/such/socket"]);
+    exec(&["-t", "-d", "--console-socket", "/no/such/socket"]).fails_with(255, &["/no/such/socket"]);
+    exec(&["--preserve-fds", "33"]).fails_with(255, &["33 more descriptors"]);
+    bundle.rt(&["kill", &bundle.id, "FROB"]).fails(&["FROB"]);
+    bundle.rt(&["kill", &bundle.id, "65"]).fails(&["65"]);
+    container.exec(&[], &["/bin/echo", "unharmed"]).says(&["unharmed"]);
+    drop(container);
+    let dir = bundle.dir().to_str().unwrap().to_owned();
+    let create = |flags: &[&str]| bundle.rt(&[&["create", "-b", &dir], flags, &[&bundle.id]].concat());
+    create(&["--pidfd-socket", "/no/such/socket"]).fails(&["/no/such/socket"]);
+    create(&["--preserve-fds", "33"]).fails(&["33 more descriptors"]);
+    bundle.rt(&["create", "-b", "/no/such/bundle", &bundle.id]).fails(&["/no/such/bundle"]);
+    bundle.leaves_nothing();
 }
 
 /// The long flags of a verb, from its own help: name, and whether it wants a value.

@@ -152,9 +152,8 @@ fn become_it(
     })?;
 
     let path = executor::program(process)?;
-    let home = home(user.uid());
     let variables = process.env().as_deref().unwrap_or_default();
-    let environment = executor::environment(variables, home.as_deref());
+    let environment = executor::environment(variables, || home(user.uid()));
     let arguments = process.args().as_deref().unwrap_or_default();
     let (Some(file), Some(arguments), Some(environment)) = (
         executor::c_string(path.as_os_str().as_encoded_bytes()),

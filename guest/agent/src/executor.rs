@@ -13,9 +13,11 @@ use std::sync::Arc;
 
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::errno::Errno;
-use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
+use oci_spec::runtime::{Process, Spec};
 
+use crate::hooks::StartHooks;
 use crate::report::Report;
+use crate::seccomp::Filter;
 use crate::{lookup, sys};
 
 /// The search path of a process whose environment has none: libc's.
@@ -25,18 +27,19 @@ pub const DEFAULT_PATH: &str = "/bin:/usr/bin";
 #[derive(Clone)]
 pub struct GuestExecutor {
     report: Report,
-    /// Applied right before execve, so that the profile need not allow what libcontainer does after its own application of
-    /// it (waiting for the start). Possible only with no_new_privs; else the profile is left in libcontainer's hands.
-    seccomp: Option<LinuxSeccomp>,
     /// Where libcontainer found the user's home to be.
     home: RefCell<Option<String>>,
     /// Become the descriptors from 3 on.
     preserved: Arc<Vec<OwnedFd>>,
+    hooks: StartHooks,
+    /// Loaded last but for the hooks, so that the profile need not allow what libcontainer does after its own application of
+    /// it (waiting for the start). Possible only with no_new_privs; else the profile is left in libcontainer's hands.
+    filter: Option<Filter>,
 }
 
 impl GuestExecutor {
-    pub fn new(report: Report, seccomp: Option<LinuxSeccomp>, preserved: Vec<OwnedFd>) -> Self {
-        Self { report, seccomp, home: RefCell::new(None), preserved: Arc::new(preserved) }
+    pub fn new(report: Report, preserved: Vec<OwnedFd>, hooks: StartHooks, filter: Option<Filter>) -> Self {
+        Self { report, home: RefCell::new(None), preserved: Arc::new(preserved), hooks, filter }
     }
 }
 
@@ -56,7 +59,6 @@ impl Executor for GuestExecutor {
 
     /// After the start. Nobody waits for an error any more: it goes where runc's goes, to the process's own stderr.
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        self.report.runs();
         let fail = |message: String| -> ! {
             let _ = nix::unistd::write(std::io::stderr(), format!("{message}\n").as_bytes());
             crate::sys::exit_now(255)
@@ -68,21 +70,26 @@ impl Executor for GuestExecutor {
         let process = spec.process().as_ref();
         let arguments = process.and_then(|process| process.args().as_deref()).unwrap_or_default();
         let variables = process.and_then(|process| process.env().as_deref()).unwrap_or_default();
-        let environment = environment(variables, self.home.borrow().as_deref());
-        let (Some(file), Some(arguments), Some(environment)) =
+        let environment = environment(variables, || self.home.borrow().clone());
+        let (Some(file), Some(arguments), Some(variables)) =
             (c_string(path.as_os_str().as_bytes()), c_strings(arguments), c_strings(&environment))
         else {
             fail(format!("exec {}: an argument or variable contains a zero byte", path.display()))
         };
+        if let Some(filter) = &self.filter
+            && let Err(message) = filter.load()
+        {
+            fail(message)
+        }
+        if let Err(message) = self.hooks.run(&environment) {
+            self.report.fails(&message);
+            crate::sys::exit_now(1)
+        }
+        self.report.runs();
         if let Err(message) = place(&self.preserved) {
             fail(message)
         }
-        if let Some(profile) = &self.seccomp
-            && let Err(error) = libcontainer::seccomp::initialize_seccomp(profile)
-        {
-            fail(format!("cannot apply the seccomp profile: {}", crate::supervisor::chain(&error)));
-        }
-        let error = crate::sys::execute(&file, &arguments, &environment);
+        let error = crate::sys::execute(&file, &arguments, &variables);
         fail(exec_message(&path, error))
     }
 }
@@ -126,8 +133,8 @@ pub fn program(process: &Process) -> Result<PathBuf, String> {
 }
 
 /// The environment as given, in its order; of a repeated name the last value counts, at the first one's place. HOME is
-/// added when it is missing or empty.
-pub fn environment(variables: &[String], home: Option<&str>) -> Vec<String> {
+/// added when it is missing or empty: then it is looked for.
+pub fn environment(variables: &[String], home: impl FnOnce() -> Option<String>) -> Vec<String> {
     let mut result: Vec<String> = Vec::with_capacity(variables.len() + 1);
     let mut places: HashMap<&str, usize> = HashMap::with_capacity(variables.len());
     for variable in variables {
@@ -140,13 +147,14 @@ pub fn environment(variables: &[String], home: Option<&str>) -> Vec<String> {
             }
         }
     }
-    let home = home.filter(|home| !home.is_empty()).unwrap_or("/");
-    match places.get("HOME") {
-        Some(&place) if result[place] == "HOME=" || result[place] == "HOME" => {
-            result[place] = format!("HOME={home}");
+    let place = places.get("HOME").copied();
+    if place.is_none_or(|place| result[place] == "HOME=" || result[place] == "HOME") {
+        let home = home().filter(|home| !home.is_empty());
+        let variable = format!("HOME={}", home.as_deref().unwrap_or("/"));
+        match place {
+            Some(place) => result[place] = variable,
+            None => result.push(variable),
         }
-        Some(_) => {}
-        None => result.push(format!("HOME={home}")),
     }
     result
 }
@@ -170,13 +178,16 @@ mod tests {
     #[test]
     fn the_environment_keeps_its_order_and_last_values() {
         let given = owned(&["B=1", "A=2", "B=3", "HOME=/h", "ODD"]);
-        assert_eq!(environment(&given, Some("/root")), owned(&["B=3", "A=2", "HOME=/h", "ODD"]));
+        assert_eq!(
+            environment(&given, || unreachable!("it is given")),
+            owned(&["B=3", "A=2", "HOME=/h", "ODD"])
+        );
     }
 
     #[test]
     fn home_is_filled_in() {
-        assert_eq!(environment(&owned(&["A=1"]), Some("/root")), owned(&["A=1", "HOME=/root"]));
-        assert_eq!(environment(&owned(&["HOME=", "A=1"]), None), owned(&["HOME=/", "A=1"]));
+        assert_eq!(environment(&owned(&["A=1"]), || Some("/root".to_owned())), owned(&["A=1", "HOME=/root"]));
+        assert_eq!(environment(&owned(&["HOME=", "A=1"]), || None), owned(&["HOME=/", "A=1"]));
     }
 
     #[test]

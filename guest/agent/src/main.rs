@@ -20,6 +20,7 @@ mod devices;
 mod exec;
 mod executor;
 mod freezer;
+mod hooks;
 mod kmsg;
 mod limits;
 mod link;

@@ -98,10 +98,21 @@ impl Report {
         }
     }
 
-    /// The container's own program comes next.
+    /// After the creation: the container's own program comes next.
     pub fn runs(&self) {
+        self.tell_start(&RUNS);
+    }
+
+    /// After the creation: why it does not.
+    pub fn fails(&self, text: &str) {
+        let line = format!("{MESSAGE}{}", text.replace('\n', " "));
+        self.tell_start(&line.as_bytes()[..line.len().min(LONGEST)]);
+    }
+
+    /// By write(2), which the container's seccomp profile allows if it allows anything.
+    fn tell_start(&self, bytes: &[u8]) {
         if let Some(started) = &self.started {
-            let _ = send(started.as_raw_fd(), &RUNS, MsgFlags::MSG_NOSIGNAL);
+            let _ = nix::unistd::write(started, bytes);
         }
     }
 
@@ -129,12 +140,9 @@ fn choose(lines: &str) -> Option<String> {
     of(MESSAGE).or_else(|| of(RECORD).map(|line| hook_words(&line).unwrap_or(line)))
 }
 
-/// The failure of a hook in the words of the ones that run on the host; `None` when it is none.
+/// The failure of a createContainer hook in the words of the ones that run on the host; `None` when it is none.
 fn hook_words(line: &str) -> Option<String> {
-    let moments = [("create", "createContainer"), ("start", "startContainer")];
-    let (moment, reason) = moments.into_iter().find_map(|(theirs, moment)| {
-        Some((moment, line.strip_prefix(&*format!("failed to run {theirs} container hooks: "))?))
-    })?;
+    let reason = line.strip_prefix("failed to run create container hooks: ")?;
     let code = reason.strip_prefix("NonZeroExitCode(").and_then(|rest| rest.strip_suffix(')'));
     let reason = match (reason, code) {
         ("Timeout", _) => "it ran past its timeout".to_owned(),
@@ -142,7 +150,7 @@ fn hook_words(line: &str) -> Option<String> {
         (_, Some(code)) => format!("exit status: {code}"),
         (other, None) => errno_words(other),
     };
-    Some(format!("error running {moment} hook: {reason}"))
+    Some(format!("error running createContainer hook: {reason}"))
 }
 
 /// A subscriber that keeps errors, and with `rt.log=debug` shows everything on the console.
@@ -235,6 +243,21 @@ mod tests {
     }
 
     #[test]
+    fn a_start_fails_with_its_reason() {
+        for (text, outcome) in [("no", Err("no".to_owned())), ("", Ok(()))] {
+            let (started, end) = Started::pair().expect("a pair");
+            let (_, report) = pair(Some(end)).expect("a pair");
+            if text.is_empty() {
+                report.runs()
+            } else {
+                report.fails(text)
+            }
+            drop(report);
+            assert_eq!(started.wait(), outcome);
+        }
+    }
+
+    #[test]
     fn hooks_fail_in_the_words_of_the_hosts() {
         let words = |text: &str| choose(&format!("-failed to run {text}")).expect("a line");
         assert_eq!(
@@ -242,8 +265,8 @@ mod tests {
             "error running createContainer hook: exit status: 3"
         );
         assert_eq!(
-            words("start container hooks: Timeout"),
-            "error running startContainer hook: it ran past its timeout"
+            words("create container hooks: Timeout"),
+            "error running createContainer hook: it ran past its timeout"
         );
     }
 

@@ -15,6 +15,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
+use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, unlinkat};
 use oci_spec::runtime::{Mount, Spec};
 
@@ -27,11 +28,13 @@ const OWN_DEVICES: [&str; 12] =
 pub struct Rest {
     propagations: Vec<(PathBuf, MsFlags)>,
     copies: Vec<(PathBuf, OwnedFd)>,
+    /// A /dev that is read-only once libcontainer has filled it.
+    sealed_dev: bool,
 }
 
 impl Rest {
     pub fn is_empty(&self) -> bool {
-        self.propagations.is_empty() && self.copies.is_empty()
+        self.propagations.is_empty() && self.copies.is_empty() && !self.sealed_dev
     }
 }
 
@@ -108,6 +111,9 @@ fn take_options(entry: &mut Mount, root: BorrowedFd<'_>, rest: &mut Rest) -> Res
             None => true,
         },
     });
+    let is_read_only = options.iter().rev().find(|option| ["ro", "rw"].contains(&option.as_str()));
+    rest.sealed_dev |=
+        is_tmpfs && destination == Path::new("/dev") && is_read_only.is_some_and(|last| last == "ro");
     if copies && !is_tmpfs {
         return Err(format!("mount {}: tmpcopyup is for tmpfs only", destination.display()));
     }
@@ -217,7 +223,19 @@ pub fn finish(pid: i32, rest: &Rest) -> Result<(), String> {
         copy_tree(source.as_fd(), destination)
             .map_err(|error| format!("cannot copy {} up: {error}", destination.display()))?;
     }
+    if rest.sealed_dev {
+        seal("/dev").map_err(|error| format!("cannot make /dev read-only: {}", error.desc()))?;
+    }
     Ok(())
+}
+
+/// Makes a mount read-only; its other flags stay.
+fn seal(mount_point: &str) -> nix::Result<()> {
+    const KEPT: FsFlags = FsFlags::ST_NOSUID.union(FsFlags::ST_NODEV).union(FsFlags::ST_NOEXEC);
+    // The two sets share these numbers; what is said of access times stays where nothing is said.
+    let kept = MsFlags::from_bits_truncate((statvfs(mount_point)?.flags() & KEPT).bits());
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | kept;
+    mount(None::<&str>, mount_point, None::<&str>, flags, None::<&str>)
 }
 
 /// Copies what is in a directory, with owners, modes and links.
@@ -302,6 +320,14 @@ mod tests {
         take_options(&mut bind, root.as_fd(), &mut rest).expect("taken");
         assert_eq!(bind.options().as_deref(), Some(&["rbind".to_owned(), "ro".to_owned()][..]));
         assert!(rest.is_empty());
+        for (options, sealed) in [(r#""ro""#, true), (r#""ro","rw""#, false)] {
+            let mut dev = mount_entry(&format!(
+                r#"{{"destination":"/dev","type":"tmpfs","options":["mode=755",{options}]}}"#
+            ));
+            let mut rest = Rest::default();
+            take_options(&mut dev, root.as_fd(), &mut rest).expect("taken");
+            assert_eq!(rest.sealed_dev, sealed);
+        }
         fs::remove_dir_all(directory).expect("removed");
     }
 

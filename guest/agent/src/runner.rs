@@ -16,11 +16,12 @@ use nix::unistd::Uid;
 use oci_spec::runtime::Spec;
 
 use crate::executor::GuestExecutor;
+use crate::hooks::StartHooks;
 use crate::link::{self, Create, Outcome};
 use crate::report::{self, Reader, Report};
 use crate::spec::{self, Aside};
 use crate::supervisor::chain;
-use crate::{cgroup, devices, kmsg, rootfs, stdio, sys};
+use crate::{cgroup, devices, kmsg, rootfs, seccomp, stdio, sys};
 
 /// Where libcontainer keeps its state, among it the socket that lets a created container run.
 pub const STATE_DIR: &str = "/run/rt/state";
@@ -85,6 +86,8 @@ fn make(
     let mut spec = spec::parse(&bytes)?;
     let mut aside = spec::adapt(&mut spec, &create.container, sys::processors());
     check(&spec, &aside, create)?;
+    let filter = aside.seccomp.as_ref().map(seccomp::translate).transpose()?;
+    let hooks = StartHooks::new(std::mem::take(&mut aside.hooks), &create.container, &spec);
     let rest = rootfs::prepare(&mut spec)?;
     let path = bundle.join("config.json");
     let bytes = serde_json::to_vec(&spec).map_err(|error| format!("cannot write config.json: {error}"))?;
@@ -104,7 +107,7 @@ fn make(
         ),
         None => None,
     };
-    let executor = GuestExecutor::new(report, aside.seccomp.take(), preserved);
+    let executor = GuestExecutor::new(report, preserved, hooks, filter);
     let built = build(create, stdio, executor, &bundle, listener.is_some().then_some(console.as_path()));
     let _ = fs::remove_file(&console);
     let pid = built

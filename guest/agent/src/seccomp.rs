@@ -1,7 +1,8 @@
-//! A container's seccomp profile for the processes executed in it: translated once per container, into the kernel's own form.
+//! A container's seccomp profile in the kernel's own form: translated once, loaded by one system call.
 //!
-//! libcontainer applies a profile to the container's first process only, and translates and loads in one step. The
-//! translation here is the same, with libseccomp; loading is one system call.
+//! It is for the processes executed in a container, and for its first one where that has no_new_privs; elsewhere libcontainer loads a
+//! profile, before the privilege to do so is dropped. The translation is libcontainer's, with libseccomp, and as runc's: a system
+//! call that is newer than the profile does not exist (ENOSYS), so that a libc falls back to one that the profile's author knew.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -12,7 +13,7 @@ use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilter
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompFilterFlag,
-    LinuxSeccompOperator, LinuxSyscall,
+    LinuxSeccompOperator, LinuxSyscall, LinuxSyscallBuilder,
 };
 
 /// A filter as the kernel takes it.
@@ -30,6 +31,9 @@ pub struct Filter {
 /// For the user.
 pub fn translate(profile: &LinuxSeccomp) -> Result<Filter, String> {
     let failed = |error: SeccompError| format!("cannot translate the seccomp profile: {error}");
+    if profile.default_action() == LinuxSeccompAction::ScmpActNotify {
+        return Err("seccomp: SCMP_ACT_NOTIFY cannot be the default action".to_owned());
+    }
     let default = action(profile.default_action(), profile.default_errno_ret())?;
     let mut context = ScmpFilterContext::new(default).map_err(failed)?;
     for architecture in profile.architectures().iter().flatten() {
@@ -54,7 +58,82 @@ pub fn translate(profile: &LinuxSeccomp) -> Result<Filter, String> {
                 | LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
             }
     });
-    Ok(Filter { flags: flags as u32, program: words_of(&program) })
+    let mut words = newer_calls(profile);
+    words.extend(words_of(&program));
+    Ok(Filter { flags: flags as u32, program: words })
+}
+
+/// Set in the number of a system call of x32, which has the architecture of x86-64.
+const X32_BIT: u32 = 0x4000_0000;
+
+/// The instructions, to stand before a program, that answer ENOSYS to each system call that is newer than those the profile names.
+fn newer_calls(profile: &LinuxSeccomp) -> Vec<u64> {
+    // linux/audit.h
+    const AUDIT_I386: u32 = 0x4000_0003;
+    const AUDIT_X86_64: u32 = 0xc000_003e;
+    if !hides_newer_calls(profile) {
+        return Vec::new();
+    }
+    let architectures = profile.architectures().as_deref().filter(|all| !all.is_empty());
+    let mut instructions = Vec::new();
+    for architecture in architectures.unwrap_or(&[Arch::ScmpArchNative]) {
+        let (audit, highest) = match architecture {
+            Arch::ScmpArchX86 => (AUDIT_I386, u32::MAX),
+            Arch::ScmpArchNative | Arch::ScmpArchX86_64 => (AUDIT_X86_64, X32_BIT - 1),
+            Arch::ScmpArchX32 => (AUDIT_X86_64, u32::MAX),
+            _ => continue,
+        };
+        if let Some(last) = last_call(profile, self::architecture(*architecture)) {
+            instructions.extend(refuse_between(audit, last, highest));
+        }
+    }
+    instructions
+}
+
+/// A permissive default allows what is new, too; a profile may have ENOSYS for its default itself.
+fn hides_newer_calls(profile: &LinuxSeccomp) -> bool {
+    use LinuxSeccompAction::{ScmpActAllow, ScmpActLog, ScmpActTrace};
+    !matches!(profile.default_action(), ScmpActAllow | ScmpActLog | ScmpActTrace)
+        && profile.default_errno_ret() != Some(libc::ENOSYS as u32)
+}
+
+/// The highest number of a system call that the profile names.
+fn last_call(profile: &LinuxSeccomp, architecture: ScmpArch) -> Option<u32> {
+    let names = profile.syscalls().iter().flatten().flat_map(|rule| rule.names());
+    // What an architecture has not is negative.
+    let number = |name: &String| {
+        u32::try_from(i32::from(ScmpSyscall::from_name_by_arch(name, architecture).ok()?)).ok()
+    };
+    names.filter_map(number).max()
+}
+
+/// ENOSYS for the numbers above `last` up to `highest` (linux/filter.h, struct seccomp_data).
+fn refuse_between(architecture: u32, last: u32, highest: u32) -> [u64; 6] {
+    const NUMBER: u32 = 0;
+    const ARCHITECTURE: u32 = 4;
+    let load = |offset| instruction((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, 0, 0, offset);
+    let jump =
+        |test, yes, no, value| instruction((libc::BPF_JMP | test | libc::BPF_K) as u16, yes, no, value);
+    [
+        load(ARCHITECTURE),
+        jump(libc::BPF_JEQ, 0, 4, architecture),
+        load(NUMBER),
+        jump(libc::BPF_JGT, 0, 2, last),
+        jump(libc::BPF_JGT, 1, 0, highest),
+        instruction(
+            (libc::BPF_RET | libc::BPF_K) as u16,
+            0,
+            0,
+            libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32,
+        ),
+    ]
+}
+
+/// struct sock_filter.
+fn instruction(code: u16, yes: u8, no: u8, value: u32) -> u64 {
+    let [low, high] = code.to_ne_bytes();
+    let [a, b, c, d] = value.to_ne_bytes();
+    u64::from_ne_bytes([low, high, yes, no, a, b, c, d])
 }
 
 fn export(context: &ScmpFilterContext) -> std::io::Result<Vec<u8>> {
@@ -132,8 +211,8 @@ fn operator(operator: LinuxSeccompOperator, first: u64, second: u64) -> (ScmpCom
     (comparison, first)
 }
 
-/// A profile for libcontainer, which takes the two values of a masked comparison for each other: it would compare with the mask,
-/// under the value as the mask.
+/// A profile for libcontainer, which takes the two values of a masked comparison for each other (it would compare with the mask,
+/// under the value as the mask), and gives newer system calls the default. Those that libseccomp knows get their rule here.
 pub fn for_libcontainer(profile: &LinuxSeccomp) -> LinuxSeccomp {
     let exchanged = |argument: &LinuxSeccompArg| match argument.op() {
         LinuxSeccompOperator::ScmpCmpMaskedEq => {
@@ -146,15 +225,33 @@ pub fn for_libcontainer(profile: &LinuxSeccomp) -> LinuxSeccomp {
         }
         _ => *argument,
     };
+    let newer = newer_rule(profile);
     let mut profile = profile.clone();
     if let Some(mut rules) = profile.syscalls().clone() {
         for rule in &mut rules {
             let arguments = rule.args().as_ref().map(|all| all.iter().map(exchanged).collect());
             rule.set_args(arguments);
         }
+        rules.extend(newer);
         profile.set_syscalls(Some(rules));
     }
     profile
+}
+
+fn newer_rule(profile: &LinuxSeccomp) -> Option<LinuxSyscall> {
+    /// Beyond what any libseccomp knows.
+    const HIGHEST: u32 = 1024;
+    let last = last_call(profile, ScmpArch::Native).filter(|_| hides_newer_calls(profile))?;
+    let name = |number| ScmpSyscall::from(i32::try_from(number).ok()?).get_name().ok();
+    let names: Vec<String> = (last + 1..HIGHEST).filter_map(name).collect();
+    if names.is_empty() {
+        return None;
+    }
+    let rule = LinuxSyscallBuilder::default()
+        .names(names)
+        .action(LinuxSeccompAction::ScmpActErrno)
+        .errno_ret(libc::ENOSYS as u32);
+    Some(rule.build().expect("names and action are all that is required"))
 }
 
 fn architecture(architecture: Arch) -> ScmpArch {
@@ -248,6 +345,58 @@ mod tests {
         let arguments = adapted.syscalls().as_ref().expect("rules")[0].args().clone().expect("arguments");
         assert_eq!((arguments[0].value(), arguments[0].value_two()), (0, Some(2_114_060_288)));
         assert_eq!((arguments[1].value(), arguments[1].value_two()), (7, None));
+    }
+
+    /// What the program answers: the only instructions that matter here are those of [`refuse_between`].
+    fn answer(program: &[u64], architecture: u32, number: u32) -> Option<u32> {
+        let (mut at, mut value) = (0, 0);
+        loop {
+            let [low, high, yes, no, a, b, c, d] = program.get(at)?.to_ne_bytes();
+            let operand = u32::from_ne_bytes([a, b, c, d]);
+            let jump = |taken: bool| at + 1 + usize::from(if taken { yes } else { no });
+            at = match u32::from(u16::from_ne_bytes([low, high])) {
+                0x20 => {
+                    value = if operand == 0 { number } else { architecture };
+                    at + 1
+                }
+                0x15 => jump(value == operand),
+                0x25 => jump(value > operand),
+                0x06 => return Some(operand),
+                other => panic!("instruction {other:#x}"),
+            };
+        }
+    }
+
+    #[test]
+    fn newer_system_calls_do_not_exist() {
+        const NO_SUCH_CALL: Option<u32> = Some(0x0005_0026);
+        let json = |default: &str| {
+            profile(&format!(
+                r#"{{"defaultAction":"{default}","architectures":["SCMP_ARCH_X86_64","SCMP_ARCH_X86"],
+                    "syscalls":[{{"names":["read","openat2"],"action":"SCMP_ACT_ALLOW"}}]}}"#
+            ))
+        };
+        let program = newer_calls(&json("SCMP_ACT_ERRNO"));
+        for architecture in [0xc000_003e, 0x4000_0003] {
+            // openat2 is 437 in both.
+            for known in [0, 1, 436, 437] {
+                assert_eq!(answer(&program, architecture, known), None, "{known}");
+            }
+            for newer in [438, 500, X32_BIT - 1] {
+                assert_eq!(answer(&program, architecture, newer), NO_SUCH_CALL, "{newer}");
+            }
+        }
+        // Those of architectures that the profile does not name are libseccomp's to refuse.
+        assert_eq!(answer(&program, 0xc000_003e, X32_BIT + 1), None);
+        assert_eq!(answer(&program, 0xc000_00b7, 500), None);
+        assert!(newer_calls(&json("SCMP_ACT_LOG")).is_empty());
+        let rules = for_libcontainer(&json("SCMP_ACT_KILL")).syscalls().clone().expect("rules");
+        let newer = rules.last().expect("a rule");
+        assert_eq!(newer.errno_ret(), Some(libc::ENOSYS as u32));
+        assert!(
+            newer.names().contains(&"faccessat2".to_owned()) && !newer.names().contains(&"read".to_owned())
+        );
+        assert!(translate(&json("SCMP_ACT_ERRNO")).expect("translated").program.starts_with(&program));
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Capabilities, Capability, Hooks, LinuxCapabilities, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType,
-    LinuxSeccomp, Process, Spec,
+    Capabilities, Capability, Hook, Hooks, LinuxCapabilities, LinuxIdMapping, LinuxNamespace,
+    LinuxNamespaceType, LinuxSeccomp, Process, Spec,
 };
 
 use crate::{cgroup, limits, seccomp};
@@ -16,6 +16,8 @@ use crate::{cgroup, limits, seccomp};
 pub struct Aside {
     /// For [`crate::executor`].
     pub seccomp: Option<LinuxSeccomp>,
+    /// startContainer's, likewise.
+    pub hooks: Vec<Hook>,
     /// To be set in the guest's own network namespace, which is the container's.
     pub network_sysctls: HashMap<String, String>,
     /// The process's user, as the guest outside the container sees it: owner of its standard streams.
@@ -157,10 +159,6 @@ pub fn adapt(spec: &mut Spec, container: &str, processors: usize) -> Aside {
     if let Some(propagation) = linux.rootfs_propagation().as_deref().and_then(|name| name.strip_prefix('r')) {
         linux.set_rootfs_propagation(Some(propagation.to_owned()));
     }
-    if let Some(profile) = linux.seccomp() {
-        let profile = seccomp::for_libcontainer(profile);
-        linux.set_seccomp(Some(profile));
-    }
     // Hardware and security modules of the host that the guest's kernel does not have.
     linux.set_intel_rdt(None);
     linux.set_mount_label(None);
@@ -186,12 +184,13 @@ pub fn adapt(spec: &mut Spec, container: &str, processors: usize) -> Aside {
         if process.no_new_privileges() == Some(false) {
             process.set_no_new_privileges(None);
         }
-        if process.no_new_privileges() == Some(true) {
-            let notifies = linux.seccomp().as_ref().is_some_and(libcontainer::seccomp::is_notify);
-            if !notifies {
-                aside.seccomp = linux.seccomp().clone();
+        let is_late = process.no_new_privileges() == Some(true);
+        match linux.seccomp().clone() {
+            Some(profile) if is_late && !libcontainer::seccomp::is_notify(&profile) => {
+                aside.seccomp = Some(profile);
                 linux.set_seccomp(None);
             }
+            profile => drop(linux.set_seccomp(profile.as_ref().map(seccomp::for_libcontainer))),
         }
         // Absent, all of them or a single set, means none for runc; libcontainer leaves such a set as the agent has it.
         process.set_capabilities(Some(all_sets(process.capabilities().as_ref())));
@@ -217,23 +216,18 @@ pub fn adapt(spec: &mut Spec, container: &str, processors: usize) -> Aside {
         }
     }
 
-    // The other hooks ran, or will run, on the host.
-    let hooks = spec.hooks().as_ref().and_then(guest_hooks);
-    spec.set_hooks(hooks);
+    // Of libcontainer's are createContainer's only: the others ran, or will run, on the host, or are the executor's.
+    let hooks = spec.hooks().as_ref();
+    let of = |list: Option<&Option<Vec<Hook>>>| list.cloned().flatten().unwrap_or_default();
+    aside.hooks = of(hooks.map(Hooks::start_container));
+    let create = of(hooks.map(Hooks::create_container));
+    spec.set_hooks((!create.is_empty()).then(|| {
+        let mut hooks = Hooks::default();
+        hooks.set_create_container(Some(create));
+        hooks
+    }));
     spec.set_linux(Some(linux));
     aside
-}
-
-fn guest_hooks(hooks: &Hooks) -> Option<Hooks> {
-    let kept = |list: &Option<Vec<_>>| list.clone().filter(|list: &Vec<_>| !list.is_empty());
-    let (create, start) = (kept(hooks.create_container()), kept(hooks.start_container()));
-    if create.is_none() && start.is_none() {
-        return None;
-    }
-    let mut result = Hooks::default();
-    result.set_create_container(create);
-    result.set_start_container(start);
-    Some(result)
 }
 
 fn all_sets(given: Option<&LinuxCapabilities>) -> LinuxCapabilities {

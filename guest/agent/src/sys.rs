@@ -327,6 +327,13 @@ fn exit_code(status: i32) -> u32 {
     }
 }
 
+/// A signal as C's library has it, in lower case.
+pub fn signal_words(signal: i32) -> String {
+    // SAFETY: strsignal takes any number; its text ends in a zero and stays until the next call of this thread.
+    let words = unsafe { std::ffi::CStr::from_ptr(libc::strsignal(signal)) };
+    words.to_string_lossy().to_lowercase()
+}
+
 /// Ends the process at once, without what `exit` runs.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit never returns and touches no memory of the process.

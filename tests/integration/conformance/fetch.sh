@@ -3,7 +3,8 @@
 #
 # The suite comes from the distribution's source package, by the mirrors, keys and proxies that apt uses for binary packages, with lists of
 # its own, so that the machine's sources stay as they are. Nothing of it is changed but the two places where it reaches for the
-# network or a Go compiler: its images are made of the machine's own busybox and libraries, recvtty is ours.
+# network or a Go compiler (its images are made of the machine's own busybox and libraries, recvtty is ours), and the name that help and
+# version begin with.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 die() { echo "conformance: $*" >&2; exit 1; }
@@ -60,6 +61,7 @@ debian_image() {
 [ -d "$cache/tests/integration" ] || { mkdir -p "$(dirname "$cache")"; download; }
 rm -rf "$1"; mkdir -p "$1/contrib/cmd/recvtty"
 cp -r "$cache/tests" "$1/tests"
+sed -i 's/runc\\ /(runc|rt)\\ /' "$1"/tests/integration/{help,version}.bats
 gcc -O -o "$1/contrib/cmd/recvtty/recvtty" "$here/recvtty.c"
 data=$1/tests/integration/testdata
 busybox_image "$data"

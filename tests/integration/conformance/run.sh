@@ -2,7 +2,7 @@
 # Runs runc's own test suite with rt in runc's place, and holds what comes out against expected.txt.
 #
 #   run.sh                  every test, with rt and with runc beside it
-#   run.sh passes           what is listed as passing, with rt
+#   run.sh passes FILE...   what is listed as passing, with rt; with FILE (exec.bats) these only
 #   run.sh show FILE...     these .bats files with rt, and what failed says
 #
 # expected.txt has every test of the suite, FILE: NAME => pass, or the reason why a virtual machine cannot. A listed pass that fails, a
@@ -73,6 +73,7 @@ all_of() {
   local file filter running=0
   rm -rf "${work:?}/$1"; mkdir -p "$work/$1"
   for file in $(cd "$suite" && ls -S -- *.bats); do
+    chosen "$file" || continue
     filter=
     if [ "$mode" = passes ]; then
       filter=$(listed | sed -n "s/^$file: \(.*\) => pass$/\1/p" | one_of)
@@ -86,27 +87,33 @@ all_of() {
   sort "$work/$1"/*.results >"$work/$1.txt"
 }
 
+# Whether a file was asked for.
+chosen() { [ ${#files[@]} -eq 0 ] || [[ " ${files[*]} " == *" $1 "* ]]; }
+
 count() { grep -cE " => $2" "$work/$1.txt"; }
 counts() { printf '%-5s %3d pass, %3d fail, %3d are skipped by the suite\n' "$1" "$(count "$1" pass)" "$(count "$1" fail)" "$(count "$1" skip)"; }
 
 # What the list and rt's results do not agree in.
 differences() {
-  awk -F ' => ' -v mode="$mode" '
+  awk -F ' => ' -v mode="$mode" -v files="${files[*]:+ ${files[*]} }" '
+    function chosen(test) { return files == "" || index(files, " " substr(test, 1, index(test, ": ") - 1) " ") }
     NR == FNR { expected[$1] = $2; next }
     { seen[$1] = 1 }
     !($1 in expected) { print $1 ": not in the list; it is " $2; next }
     $2 == "fail" && expected[$1] == "pass" { print $1 ": failed" }
     $2 == "pass" && expected[$1] != "pass" { print $1 ": passed, and is listed with a reason why it cannot" }
-    END { for (test in expected) if (!(test in seen) && (mode != "passes" || expected[test] == "pass")) print test ": did not run" }
+    END { for (test in expected) if (!(test in seen) && chosen(test) && (mode != "passes" || expected[test] == "pass")) print test ": did not run" }
   ' <(listed) "$work/rt.txt"
 }
 
 mkdir -p "$work"
 suite=$("$here/fetch.sh" "$work/suite") || exit 1
+shift
+files=()
 case $mode in
-  all | passes) ;;
+  all) ;;
+  passes) files=("$@") ;;
   show)
-    shift
     rm -rf "$work/rt"; mkdir -p "$work/rt"
     for file; do one rt "$file"; cat "$work/rt/${file%.bats}"*.log; done
     exit ;;
