@@ -34,6 +34,7 @@ struct Message {
     mac: [u8; 6],
     /// Beside the message: so many queues of a TAP device, then what is left, of vhost-net.
     taps: usize,
+    offloads: bool,
 }
 
 /// # Errors
@@ -42,7 +43,7 @@ pub fn plug(control: &Path, nic: Nic) -> io::Result<GuestDevice> {
     let mut socket = connect_plain(control)?;
     socket.set_read_timeout(Some(TIMEOUT))?;
     socket.set_write_timeout(Some(TIMEOUT))?;
-    let message = Message { slot: nic.slot, mac: nic.mac, taps: nic.taps.len() };
+    let message = Message { slot: nic.slot, mac: nic.mac, taps: nic.taps.len(), offloads: nic.offloads };
     let message = serde_json::to_vec(&message)?;
     let descriptors: Vec<_> = nic.taps.iter().chain(&nic.vhost).map(AsFd::as_fd).collect();
     fd::send_several(socket.as_fd(), &message, &descriptors)?;
@@ -95,7 +96,7 @@ impl Slots {
 
     fn plug(&self, message: &Message, mut taps: Vec<OwnedFd>, machine: &Machine) -> Result<(), Error> {
         let vhost = taps.split_off(message.taps.min(taps.len()));
-        let device = Net::new(message.mac, taps, vhost, &self.memory)?;
+        let device = Net::new(message.mac, taps, vhost, &self.memory)?.with_offloads(message.offloads);
         let index = self.first + message.slot;
         let transport = attach(index, Box::new(device), &self.vm, &self.memory, &self.event_loop)?;
         machine.replace(index, transport);
