@@ -12,7 +12,7 @@ mod generated {
 pub use generated::{agent as messages, agent_ttrpc as service};
 
 /// Changes whenever host and agent of different builds could misunderstand each other.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// vsock context identifiers, virtio 1.2 §5.10.4.
 pub const HOST_CID: u32 = 2;
@@ -27,6 +27,9 @@ pub const AGENT_PORT: u32 = 1024;
 /// Guest port for standard streams: the connecting host first sends the stream's identifier, 8 bytes
 /// little-endian, never 0; everything after is the stream's own bytes, ended by shutdown of that direction.
 pub const STREAM_PORT: u32 = 1025;
+
+/// Longest program that a process beside the agent may bring along.
+pub const MAX_PROGRAM: u64 = 64 << 20;
 
 /// Where the agent mounts the sandbox's share.
 pub const SHARE_DIR: &str = "/run/rt/share";
