@@ -78,6 +78,6 @@ fn every_message_has_its_place_in_the_page() {
 #[test]
 fn pieces_are_what_does_not_change() {
     assert_eq!(piece("cannot {what} {path}, which is to hold"), "which is to hold");
-    assert_eq!(piece("the guest {a} is damaged ({b}); copy rt here once more"), "the guest");
+    assert_eq!(piece("the guest {a} is damaged ({b}); copy rt here once more"), "is damaged");
     assert_eq!(messages("#[error(\n  \"a \\\n   b {0}\"\n)] #[error(transparent)]"), ["a b {0}"]);
 }
