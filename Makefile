@@ -76,12 +76,12 @@ guest: agent
 
 kernel:
 	$(call need,$(kernel_packages))
-	@guest/kernel/build.sh tuned
+	@guest/kernel/progress.sh tuned
 
 quick-guest tuned-guest: %-guest: agent
 	$(call need,$(guest_packages) $(if $(KERNEL),,$(if $(filter tuned,$*),$(kernel_packages))))
 	@mkdir -p $(guest)/$*
-	@kernel=$(KERNEL); kernel=$${kernel:-$$(guest/kernel/build.sh $*)}; \
+	@kernel=$(KERNEL); kernel=$${kernel:-$$(guest/kernel/progress.sh $*)}; \
 	tests/integration/place.sh "$$kernel/vmlinux" $(guest)/$*/vmlinux; \
 	guest/initramfs/build.sh "$$kernel" $(cargo_target)/$(triple)/agent/rt-agent $(guest)/$*/initramfs.cpio
 

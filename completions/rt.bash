@@ -25,6 +25,9 @@ _rt() {
             rt,create)
                 cmd="rt__subcmd__create"
                 ;;
+            rt,debug)
+                cmd="rt__subcmd__debug"
+                ;;
             rt,delete)
                 cmd="rt__subcmd__delete"
                 ;;
@@ -133,6 +136,9 @@ _rt() {
             rt__subcmd__help,create)
                 cmd="rt__subcmd__help__subcmd__create"
                 ;;
+            rt__subcmd__help,debug)
+                cmd="rt__subcmd__help__subcmd__debug"
+                ;;
             rt__subcmd__help,delete)
                 cmd="rt__subcmd__help__subcmd__delete"
                 ;;
@@ -224,7 +230,7 @@ _rt() {
 
     case "${cmd}" in
         rt)
-            opts="-v -h --debug --log --log-format --root --systemd-cgroup --rootless --criu --hypervisor --version --help checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help"
+            opts="-v -h --debug --log --log-format --root --systemd-cgroup --rootless --criu --hypervisor --version --help checkpoint config create debug delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -483,6 +489,20 @@ _rt() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        rt__subcmd__debug)
+            opts="-h --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         rt__subcmd__delete)
             opts="-f -h --force --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -660,7 +680,7 @@ _rt() {
             return 0
             ;;
         rt__subcmd__help)
-            opts="checkpoint config create delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help"
+            opts="checkpoint config create debug delete doctor events exec features gc install kata-check kata-env kill list logs metrics pause ps restore resume run spec start state stats trace update help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -744,6 +764,20 @@ _rt() {
             return 0
             ;;
         rt__subcmd__help__subcmd__create)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        rt__subcmd__help__subcmd__debug)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -1471,11 +1505,11 @@ _rt() {
             fi
             case "${prev}" in
                 --format)
-                    COMPREPLY=($(compgen -W "json svg html" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "json svg html text" -- "${cur}"))
                     return 0
                     ;;
                 -f)
-                    COMPREPLY=($(compgen -W "json svg html" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "json svg html text" -- "${cur}"))
                     return 0
                     ;;
                 *)

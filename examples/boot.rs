@@ -121,7 +121,8 @@ fn run(request: &Request) -> anyhow::Result<(Ending, Vec<(String, f64)>)> {
     std::fs::create_dir_all(&request.spec.state_dir)?;
     let entry = Entry { name: "share".into(), source: request.share.clone(), readonly: false };
     let (server, share) = fsd::socket()?;
-    let spec = FsdSpec { id: "boot".to_owned(), entries: vec![entry], cache: Cache::default(), grows: false };
+    let (cache, limits) = (Cache::default(), rt::config::Jail::default());
+    let spec = FsdSpec { id: "boot".to_owned(), entries: vec![entry], cache, grows: false, limits };
     let mut fsd = fsd::launch(&spec, server)?;
     let deadline = Instant::now() + request.timeout;
     let start = monotonic_ns();

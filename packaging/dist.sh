@@ -15,9 +15,11 @@ for command in objcopy readelf zstd; do command -v $command >/dev/null || die "$
 
 work=$(mktemp -d "$(dirname "$out")/.dist-XXXXXX"); trap 'rm -rf "$work"' EXIT
 sections=()
+# On a terminal zstd shows how far it is.
+quiet=(-q); [ ! -t 2 ] || quiet=()
 for name in vmlinux initramfs.cpio; do
   [ -s "$guest/$name" ] || die "$guest holds no $name; make it with make guest"
-  ZSTD_CLEVEL=${ZSTD_CLEVEL:-19} zstd -q --no-check -o "$work/$name" "$guest/$name"
+  ZSTD_CLEVEL=${ZSTD_CLEVEL:-19} zstd "${quiet[@]}" --no-check -o "$work/$name" "$guest/$name"
   echo "$name $(stat -c %s "$guest/$name") $(sha256sum <"$guest/$name" | cut -d' ' -f1)" >>"$work/index"
   sections+=(--add-section ".rt.$name=$work/$name")
 done

@@ -65,6 +65,8 @@ pub struct StreamNames {
     pub notify: u64,
     /// Its descriptors from 3 on.
     pub preserved: Vec<PreservedDescriptor>,
+    /// What it runs, beside the agent; only of an executed process.
+    pub program: u64,
 }
 
 /// How a process ended.
@@ -200,7 +202,7 @@ impl Agent {
         patient.call("StartContainer", |context| self.client.start_container(context, &request)).map(drop)
     }
 
-    /// Runs another process in a container. `process` is the runtime-spec's object as JSON, `exec_id` the caller's choice,
+    /// Runs another process in a container, or beside the agent when it brings its program along. `process` is the runtime-spec's object as JSON, `exec_id` the caller's choice,
     /// `cgroup` one below the container's, or empty.
     ///
     /// # Errors
@@ -227,8 +229,14 @@ impl Agent {
             terminal_columns: columns.into(),
             cgroup: cgroup.into(),
             preserved: streams.preserved,
+            program: streams.program,
             ..Default::default()
         };
+        if request.program != 0 {
+            return self
+                .call("DebugProcess", |context| self.client.debug_process(context, &request))
+                .map(drop);
+        }
         self.call("ExecProcess", |context| self.client.exec_process(context, &request)).map(drop)
     }
 

@@ -106,6 +106,22 @@ fn an_intel_host_is_told_of_as_kata_1_0_did() {
     let pid = format!("pid={} ", std::process::id());
     assert_eq!(text.replace(&pid, "pid=156730 "), include_str!("fixtures/intel.golden"));
     assert!(report.capable);
+    // In a file the same, in logrus' other form.
+    let text = lines(&report, None, false).replace(&pid, "pid=156730 ");
+    let timeless: Vec<String> = text
+        .lines()
+        .map(|line| {
+            let (_, rest) = line.strip_prefix("time=\"20").unwrap().split_once("\" ").unwrap();
+            rest.to_owned()
+        })
+        .collect();
+    let golden = include_str!("fixtures/intel.golden").lines().map(|line| {
+        let (level, rest) = line.split_once("[0000] ").unwrap();
+        let (message, fields) = rest.split_at(44);
+        let level = if level == "WARN" { "warning" } else { "info" };
+        format!("level={level} msg=\"{}\" {}", message.trim_end(), fields.trim_start())
+    });
+    assert_eq!(timeless, golden.collect::<Vec<_>>());
     // Others than root see the theory only.
     let report = check(&Host::at(root.path(), "x86_64", false), &live(), Voice::Kata, false);
     let golden: Vec<&str> = include_str!("fixtures/intel.golden").lines().take(11).collect();

@@ -6,7 +6,8 @@ use anyhow::Context;
 use oci_spec::runtime::{Capability, LinuxCapabilities, Process, User};
 use serde_json::{Value, json};
 
-use super::Global;
+use super::usage::is_kata;
+use super::{Global, debug};
 use crate::config::Config;
 use crate::container::{
     self, Console, ExecRequest, FIRST_PRESERVED, MONITORS_PRESERVED, MonitorProcess, PreserveRange, Task,
@@ -76,6 +77,9 @@ pub struct Arguments {
 
 impl Arguments {
     pub fn run(&self, global: &Global, config: &Config) -> anyhow::Result<u8> {
+        if self.command.is_empty() && self.process.is_none() && is_kata(std::env::args_os().next().as_ref()) {
+            return debug::Arguments { id: self.id.clone(), command: Vec::new() }.run(global, config);
+        }
         let request = self.request(global)?;
         let terminal = request.process.terminal().unwrap_or(false);
         Console::check(terminal, self.detach, self.console_socket.as_deref())?;
@@ -108,6 +112,7 @@ impl Arguments {
             id: self.id.clone(),
             root: global.root(),
             process,
+            program: None,
             console_socket: self.console_socket.as_deref().map(std::path::absolute).transpose()?,
             cgroup: self.cgroup.clone(),
             ignore_paused: self.ignore_paused,

@@ -1,6 +1,7 @@
 //! `rt gc`: removes what crashed sandboxes left.
 
 use std::fmt::Write;
+use std::io::IsTerminal;
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -52,6 +53,10 @@ impl Arguments {
             .collect();
         write_out(&match self.format {
             Format::Json => serde_json::to_string_pretty(&outcomes)? + "\n",
+            // Programs read emptiness; people wonder whether anything was done.
+            Format::Text if outcomes.is_empty() && std::io::stdout().is_terminal() => {
+                "nothing is left\n".into()
+            }
             Format::Text => outcomes.iter().map(line).collect(),
         })?;
         Ok(outcomes.iter().any(|outcome| outcome.error.is_some()).into())

@@ -158,6 +158,18 @@ fn text(usages: &[Usage], took: Duration) -> String {
         "Written to storage by the sandbox.",
         &|usage| Some(usage.host.disk_written_bytes as f64),
     );
+    family(
+        "rt_sandbox_network_received_bytes_total",
+        "counter",
+        "Received through the container's interfaces.",
+        &|usage| Some(usage.host.net_received_bytes as f64),
+    );
+    family(
+        "rt_sandbox_network_sent_bytes_total",
+        "counter",
+        "Sent through the container's interfaces.",
+        &|usage| Some(usage.host.net_sent_bytes as f64),
+    );
     let _ = writeln!(text, "# HELP rt_containers Containers by status.\n# TYPE rt_containers gauge");
     for status in [Status::Creating, Status::Created, Status::Running, Status::Paused] {
         let count = usages.iter().filter(|usage| usage.status == status).count();

@@ -3,6 +3,7 @@
 mod checkpoint;
 mod config;
 mod create;
+mod debug;
 mod delete;
 mod doctor;
 mod events;
@@ -14,6 +15,8 @@ mod kata_check;
 mod kill;
 mod list;
 mod logs;
+#[cfg(test)]
+mod messages;
 mod metrics;
 #[cfg(test)]
 mod pages;
@@ -120,6 +123,7 @@ enum Verb {
     Checkpoint(checkpoint::Checkpoint),
     Config(config::Arguments),
     Create(create::Arguments),
+    Debug(debug::Arguments),
     Delete(delete::Arguments),
     Doctor(doctor::Arguments),
     Events(events::Arguments),
@@ -169,6 +173,7 @@ impl Verb {
             Self::List(arguments) => global.knows_root(config).and_then(|()| arguments.run(global)),
             Self::State(arguments) => global.knows_root(config).and_then(|()| arguments.run(global)),
             Self::Create(arguments) => arguments.run(global, &config?),
+            Self::Debug(arguments) => arguments.run(global, &config?),
             Self::Delete(arguments) => arguments.run(global, &config?),
             Self::Events(arguments) => arguments.run(global, &config?),
             Self::Exec(arguments) => arguments.run(global, &config?),

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::{Global, write_out};
 use crate::config::Config;
 use crate::container::{self, Usage};
+use crate::sys::terminal;
 
 /// Between two looks: CPU is what was used in between.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -60,13 +61,20 @@ impl Arguments {
                 Format::Json => serde_json::to_string(&rows)? + "\n",
             };
             let live = !self.no_stream && self.format == Format::Table && std::io::stdout().is_terminal();
-            write_out(&format!("{}{text}", if live { CLEAR } else { "" }))?;
+            write_out(&if live { format!("{CLEAR}{}", fit(&text)) } else { text })?;
             if self.no_stream {
                 return Ok(0);
             }
             before = now;
         }
     }
+}
+
+/// Cut to the terminal: a line that breaks, or the first one scrolled away, is no table any more.
+fn fit(table: &str) -> String {
+    let (rows, columns) = terminal::size(std::io::stdout()).unwrap_or((u16::MAX, u16::MAX));
+    let lines = table.lines().take(usize::from(rows.saturating_sub(1)).max(1));
+    lines.flat_map(|line| line.chars().take(columns.into()).chain(['\n'])).collect()
 }
 
 fn compare(before: &(Vec<Usage>, Instant), now: &(Vec<Usage>, Instant)) -> Vec<Row> {
@@ -85,8 +93,17 @@ fn compare(before: &(Vec<Usage>, Instant), now: &(Vec<Usage>, Instant)) -> Vec<R
 }
 
 fn table(rows: &[Row]) -> String {
-    let head =
-        ["ID", "STATUS", "CPU %", "HOST CPU %", "MEM / LIMIT", "HOST MEM", "PIDS", "DISK READ / WRITTEN"];
+    let head = [
+        "ID",
+        "STATUS",
+        "CPU %",
+        "HOST CPU %",
+        "MEM / LIMIT",
+        "HOST MEM",
+        "PIDS",
+        "NET IN / OUT",
+        "DISK READ / WRITTEN",
+    ];
     let unknown = || "--".to_owned();
     let cells = |row: &Row| {
         let Usage { id, status, guest, host } = &row.usage;
@@ -102,10 +119,11 @@ fn table(rows: &[Row]) -> String {
             }),
             bytes(host.memory_bytes),
             guest.map_or_else(unknown, |guest| guest.pids.to_string()),
+            format!("{} / {}", bytes(host.net_received_bytes), bytes(host.net_sent_bytes)),
             format!("{} / {}", bytes(host.disk_read_bytes), bytes(host.disk_written_bytes)),
         ]
     };
-    let rows: Vec<[String; 8]> =
+    let rows: Vec<[String; 9]> =
         std::iter::once(head.map(str::to_owned)).chain(rows.iter().map(cells)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0) + 3;
     let mut text = String::new();

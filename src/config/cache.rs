@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::packed::{Packed, PackedFile};
+use crate::sys::progress::Progress;
 
 /// Why there is no unpacked guest.
 #[derive(Debug, thiserror::Error)]
@@ -166,11 +167,13 @@ fn check(path: &Path) -> Result<(), Error> {
 
 fn unpack(packed: &Packed, draft: &Path, binary: &Path) -> Result<(), Error> {
     DirBuilder::new().mode(0o700).create(draft).map_err(failed("make", draft))?;
+    let size = packed.files.iter().map(|file| file.size).sum();
+    let mut progress = Progress::new("unpacking rt's guest", size);
     for file in &packed.files {
         let path = draft.join(&file.name);
         let out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let mut out = out.map_err(failed("make", &path))?;
-        packed.unpack(file, &mut out).map_err(|error| match error.kind() {
+        packed.unpack(file, &mut out, &mut progress).map_err(|error| match error.kind() {
             io::ErrorKind::InvalidData => {
                 Error::Damaged { binary: binary.into(), reason: format!("{}: {error}", file.name) }
             }

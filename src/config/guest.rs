@@ -13,6 +13,8 @@ use super::{Config, Error, cache};
 
 const KERNEL: &str = "vmlinux";
 const INITRAMFS: &str = "initramfs.cpio";
+/// What a message names where there is no /proc to tell more.
+const SELF: &str = "/proc/self/exe";
 
 /// The two kinds of kernel that rt ships.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +52,7 @@ impl Guest {
             }
             // The configuration's own check does not let one of them alone pass.
             _ => {
-                let binary = std::env::current_exe().unwrap_or_default();
+                let binary = std::env::current_exe().unwrap_or_else(|_| SELF.into());
                 Self::find_inside(&binary)?.map_or_else(|| Self::find_beside(&binary), Ok)
             }
         }
@@ -61,7 +63,7 @@ impl Guest {
     /// # Errors
     /// [`Error::Packed`]
     pub fn stale() -> Result<Vec<PathBuf>, Error> {
-        let binary = std::env::current_exe().unwrap_or_default();
+        let binary = std::env::current_exe().unwrap_or_else(|_| SELF.into());
         match packed(&binary)? {
             Some(packed) => Ok(cache::stale(&packed, &cache::directory()?)?),
             None => Ok(Vec::new()),

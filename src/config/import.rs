@@ -97,7 +97,10 @@ fn fate(place: &str, key: &str, value: &Value) -> Fate {
             Some(true) => Fate::Setting("agent.log_level", "debug".into()),
             _ => comment("is the default"),
         },
-        ("agent", "debug_console_enabled") => comment("the guest has no shell"),
+        ("agent", "debug_console_enabled") => match value.as_bool() {
+            Some(true) => Fate::Setting("hypervisor.debug_console", true.into()),
+            _ => comment("is the default"),
+        },
         ("agent", _) => by_annotation(&format!("agent.{key}"), value),
         ("runtime", "enable_debug") => Fate::Setting("runtime.debug", value.clone()),
         ("runtime", _) => by_annotation(&format!("runtime.{key}"), value),
@@ -232,6 +235,7 @@ deep = "a\nb"
 enable_debug = true
 dial_timeout = 45
 kernel_modules = []
+debug_console_enabled = true
 
 [runtime]
 enable_debug = false
@@ -255,6 +259,7 @@ sandbox_cgroup_only = false
         let config = settings_of(&text);
         let hypervisor = &config.hypervisor;
         assert_eq!((hypervisor.vcpus, hypervisor.memory_mib, hypervisor.console), (2, 2048, true));
+        assert!(hypervisor.debug_console);
         assert_eq!(hypervisor.kernel_parameters, "mitigations=off");
         assert_eq!(hypervisor.qemu.as_deref(), Some(Path::new("/usr/bin/qemu-system-x86_64")));
         assert_eq!(config.agent.boot_timeout_ms, 45_000);
@@ -271,6 +276,7 @@ sandbox_cgroup_only = false
                 "enable_debug",
                 "enable_annotations",
                 "dial_timeout",
+                "debug_console_enabled",
             ];
             assert!(told || set.contains(&line), "{line} is gone without a word in {text}");
         }

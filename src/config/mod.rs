@@ -40,6 +40,7 @@ pub struct Config {
     pub agent: Agent,
     pub share: Share,
     pub cgroup: Cgroup,
+    pub jail: Jail,
     pub network: Network,
     pub snapshot: Snapshot,
     pub runtime: Runtime,
@@ -79,6 +80,10 @@ pub struct Hypervisor {
     pub page_reporting: bool,
     /// Logs the guest's whole console rather than its warnings only.
     pub console: bool,
+    /// `rt debug` gives a shell in the guest.
+    pub debug_console: bool,
+    /// A static executable for it; `None`: busybox.
+    pub debug_shell: Option<PathBuf>,
     /// The QEMU binary; `None`: `qemu-system-x86_64` in PATH.
     pub qemu: Option<PathBuf>,
 }
@@ -100,6 +105,8 @@ impl Default for Hypervisor {
             entropy: true,
             page_reporting: true,
             console: false,
+            debug_console: false,
+            debug_shell: None,
             qemu: None,
         }
     }
@@ -150,6 +157,8 @@ impl Default for Snapshot {
 #[serde(deny_unknown_fields, default)]
 pub struct Share {
     pub cache: Cache,
+    /// A window into the host's page cache; refused, this build has none.
+    pub dax: bool,
 }
 
 /// What the guest may keep of the host's files.
@@ -209,6 +218,22 @@ impl Default for Runtime {
     }
 }
 
+/// `[jail]`: bounds of the processes that serve a guest. None of it can be opened wider than rt does by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Jail {
+    /// Of the file server: one for each file that the guest knows of.
+    pub open_files: u64,
+    /// The file server may remember files by handle, where the host's limit is too low for a descriptor each.
+    pub file_handles: bool,
+}
+
+impl Default for Jail {
+    fn default() -> Self {
+        Self { open_files: 1_000_000, file_handles: true }
+    }
+}
+
 /// `[network]`: how a container's network namespace becomes its virtual machine's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -218,6 +243,8 @@ pub struct Network {
     pub host: HostNetwork,
     /// Uses the kernel's vhost-net where the host has it.
     pub vhost: bool,
+    /// Guest and TAP device leave checksums and segmentation to each other.
+    pub offloads: bool,
 }
 
 /// How an interface of the namespace is tied to one of the virtual machine.
@@ -244,7 +271,7 @@ pub enum HostNetwork {
 
 impl Default for Network {
     fn default() -> Self {
-        Self { model: NetworkModel::default(), host: HostNetwork::default(), vhost: true }
+        Self { model: NetworkModel::default(), host: HostNetwork::default(), vhost: true, offloads: true }
     }
 }
 
@@ -265,6 +292,8 @@ pub enum Error {
     Value { origin: String, key: String, value: String, wanted: String },
     #[error("{}; {mend}", .settings.join(", but "))]
     Contradiction { settings: Vec<String>, mend: &'static str },
+    #[error("{setting}, but this build of rt has not got {what}; {mend}")]
+    NotThere { setting: String, what: &'static str, mend: &'static str },
     #[error("the annotation {name} is not allowed here{mend}")]
     Annotation { name: String, mend: String },
     #[error(
@@ -364,6 +393,13 @@ impl Config {
                 "a kernel and its initramfs belong together: set both or neither",
             )
         };
+        if self.share.dax {
+            return Err(Error::NotThere {
+                setting: told("share.dax", &true),
+                what: "a DAX window",
+                mend: "leave it out: the guest keeps files in its own page cache, as share.cache says",
+            });
+        }
         match (&hypervisor.kernel, &hypervisor.initramfs) {
             (Some(kernel), None) => half(("hypervisor.kernel", kernel), "hypervisor.initramfs"),
             (None, Some(initramfs)) => half(("hypervisor.initramfs", initramfs), "hypervisor.kernel"),

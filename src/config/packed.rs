@@ -15,6 +15,8 @@ use std::os::unix::fs::FileExt;
 use ruzstd::decoding::StreamingDecoder;
 use sha2::{Digest, Sha256};
 
+use crate::sys::progress::Progress;
+
 const INDEX: &str = ".rt.guest";
 /// Bounds of what is read whole: the index, the table of sections and their names.
 const MAX_TABLE: u64 = 64 << 10;
@@ -68,7 +70,12 @@ impl Packed {
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] where it is not what was packed; else what writing says.
-    pub fn unpack(&self, file: &PackedFile, to: &mut impl io::Write) -> io::Result<()> {
+    pub fn unpack(
+        &self,
+        file: &PackedFile,
+        to: &mut impl io::Write,
+        progress: &mut Progress,
+    ) -> io::Result<()> {
         let packed = Window { file: &self.binary, at: file.at.clone() };
         let mut unpacked = StreamingDecoder::new(packed).map_err(|error| damaged(&error.to_string()))?;
         let (mut hash, mut left, mut buffer) = (Sha256::new(), file.size, vec![0; 256 << 10]);
@@ -80,6 +87,7 @@ impl Packed {
             }
             hash.update(&buffer[..count]);
             to.write_all(&buffer[..count])?;
+            progress.advance(count as u64);
         }
         if left == 0 && hex(&hash.finalize()) == file.sha256 {
             Ok(())
@@ -235,7 +243,7 @@ pub mod tests {
         let names: Vec<&str> = packed.files.iter().map(|file| file.name.as_str()).collect();
         assert_eq!(names, ["vmlinux", "initramfs.cpio"]);
         let mut out = Vec::new();
-        packed.unpack(&packed.files[0], &mut out).unwrap();
+        packed.unpack(&packed.files[0], &mut out, &mut Progress::new("test", 1)).unwrap();
         assert_eq!(out, content);
     }
 
@@ -268,7 +276,8 @@ pub mod tests {
         for index in ["vmlinux 4999 x\n", "vmlinux 5001 x\n", "vmlinux 5000 x\n"] {
             let binary = elf(&[(INDEX, index.as_bytes()), (".rt.vmlinux", &zeros)]);
             let packed = Packed::find(file(&binary)).unwrap().unwrap();
-            let error = packed.unpack(&packed.files[0], &mut io::sink()).unwrap_err();
+            let error =
+                packed.unpack(&packed.files[0], &mut io::sink(), &mut Progress::new("test", 1)).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{index}");
         }
     }

@@ -127,6 +127,19 @@ pub const SETTINGS: &[Setting] = &[
                ends, at the level debug. Each character costs time.",
     },
     Setting {
+        key: "hypervisor.debug_console",
+        form: Form::Flag,
+        open: None,
+        text: "Allows `rt debug ID`, a shell of root's in the guest itself. Looked at when that is called: sandboxes that run need not \
+               be started again.",
+    },
+    Setting {
+        key: "hypervisor.debug_shell",
+        form: Form::Path,
+        open: Some(("", "a static busybox in /bin, /usr/bin, /usr/local/bin or /usr/lib/busybox")),
+        text: "The static executable that `rt debug` lends the guest, which has no programs of its own; it is called as `sh`.",
+    },
+    Setting {
         key: "hypervisor.qemu",
         form: Form::Path,
         open: Some(("", "`qemu-system-x86_64` in PATH, /usr/bin, /usr/local/bin or /usr/libexec")),
@@ -159,6 +172,12 @@ pub const SETTINGS: &[Setting] = &[
                once a second; `auto`: contents while a file is open; `never`: nothing, each access asks the host.",
     },
     Setting {
+        key: "share.dax",
+        form: Form::Flag,
+        open: None,
+        text: "A window through which the guest maps the host's page cache. This build has none: `true` is an error.",
+    },
+    Setting {
         key: "cgroup.memory_overhead_mib",
         form: Form::Number(0, 65_536),
         open: None,
@@ -175,6 +194,20 @@ pub const SETTINGS: &[Setting] = &[
         form: Form::Flag,
         open: None,
         text: "`linux.cgroupsPath` has systemd's form, SLICE:PREFIX:NAME; as the flag `--systemd-cgroup`.",
+    },
+    Setting {
+        key: "jail.open_files",
+        form: Form::Number(1024, 1_000_000),
+        open: None,
+        text: "How many files the file server may have open, as far as the host allows: one for each of the share's files that the guest \
+               knows of. Beyond that the guest gets `too many open files`.",
+    },
+    Setting {
+        key: "jail.file_handles",
+        form: Form::Flag,
+        open: None,
+        text: "On a host whose limit of open files is below 200,000 the file server remembers files by handle, for which it needs \
+               CAP_DAC_READ_SEARCH. `false`: it does without both, and the host's limit is the guest's.",
     },
     Setting {
         key: "network.model",
@@ -195,6 +228,13 @@ pub const SETTINGS: &[Setting] = &[
         form: Form::Flag,
         open: None,
         text: "Has the kernel's vhost-net move the frames, where the host has /dev/vhost-net.",
+    },
+    Setting {
+        key: "network.offloads",
+        form: Form::Flag,
+        open: None,
+        text: "Guest and TAP device leave checksums and the cutting of long frames to each other and to the host's hardware. `false` where \
+               something in between cannot take such frames.",
     },
     Setting {
         key: "snapshot.enabled",

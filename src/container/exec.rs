@@ -1,4 +1,4 @@
-//! Another process in a running container: `rt exec`.
+//! Another process in a running container, `rt exec`, or beside the agent, `rt debug`.
 //!
 //! In the foreground this process pumps its streams and forwards signals, as for a container; detached, a monitor of its own
 //! does.
@@ -13,7 +13,7 @@ use super::console::Console;
 use super::record::{Status, Store};
 use super::signals::Signals;
 use super::stdio::{Pumps, Stdio, Streams};
-use super::{Error, KILLED, lifecycle, preserve, system, wait};
+use super::{Error, KILLED, debug, lifecycle, preserve, system, wait};
 use crate::agent::{self, Agent};
 use crate::cgroup;
 use crate::config::Config;
@@ -28,6 +28,8 @@ pub struct ExecRequest {
     pub root: PathBuf,
     /// Complete: what is absent is not taken from the container.
     pub process: Process,
+    /// A static executable of the host: it runs beside the agent, not in the container.
+    pub program: Option<PathBuf>,
     pub console_socket: Option<PathBuf>,
     /// A cgroup below the container's.
     pub cgroup: String,
@@ -59,6 +61,7 @@ impl Exec {
     ) -> Result<Self, Error> {
         let record = Store::new(request.root.clone()).read(&request.id)?;
         match record.status() {
+            Status::Stopped if request.program.is_some() => return Err(Error::NotRunning),
             Status::Stopped => return Err(Error::ExecStopped),
             Status::Paused if !request.ignore_paused => return Err(Error::ExecPaused),
             _ => {}
@@ -69,7 +72,7 @@ impl Exec {
         }
         let timeout = match record.status() {
             // It is frozen at its first instruction, until the container is resumed.
-            Status::Paused => Duration::MAX,
+            Status::Paused if request.program.is_none() => Duration::MAX,
             _ => lifecycle::patience(vm, config),
         };
         let agent = Agent::connect(&vm.vsock, timeout)?;
@@ -78,6 +81,9 @@ impl Exec {
         let (console, ends) = streams.open(terminal, request.console_socket.as_deref(), size)?;
         let (stdio, mut names) = Stdio::open(&vm.vsock, terminal, ends)?;
         let moving = preserve::open(request.preserve.take()?, &vm.vsock, &mut names)?;
+        if let Some(program) = &request.program {
+            names.program = debug::lend(program, &vm.vsock)?;
+        }
         let exec_id = format!("{:016x}", random::non_zero().map_err(system("make an ID"))?);
         let process = serde_json::to_vec(&request.process).expect("a process has only string keys");
         let size = console.as_ref().and_then(Console::size);

@@ -6,6 +6,7 @@
 //! each other process an [`Exec`]; all other verbs are the functions here.
 
 mod console;
+pub mod debug;
 mod exec;
 pub mod gc;
 mod hooks;
@@ -99,6 +100,8 @@ pub enum Error {
     Network(#[from] sandbox::network::Error),
     #[error(transparent)]
     Preserve(#[from] preserve::Error),
+    #[error(transparent)]
+    Debug(#[from] debug::Error),
     #[error("cannot {what}")]
     System {
         what: &'static str,

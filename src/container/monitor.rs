@@ -367,6 +367,7 @@ impl Monitor {
             entries: share.new,
             cache: self.config.share.cache,
             grows: is_sandbox,
+            limits: self.config.jail,
         };
         let plan = Plan::new(&self.request.id, &state_dir, &self.config, &guest, &bounds, spec);
         self.timeline.mark("rt.planned");

@@ -14,6 +14,7 @@ use super::lifecycle;
 use super::record::{self, Record, Status, Store};
 use super::{Error, Stats};
 use crate::config::Config;
+use crate::net::Traffic;
 
 /// A guest that does not answer must not keep the others' numbers back for long.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -47,6 +48,9 @@ pub struct Host {
     pub processes: u64,
     pub disk_read_bytes: u64,
     pub disk_written_bytes: u64,
+    /// Through the container's interfaces, as it sees them.
+    pub net_received_bytes: u64,
+    pub net_sent_bytes: u64,
 }
 
 /// The use of the named containers, or of all that have not stopped where none is named; in the order of their IDs.
@@ -111,7 +115,12 @@ impl Host {
         let named = [monitor.map(|monitor| monitor.pid), vm.map(|vm| vm.pid), record.fsd.map(|fsd| fsd.pid)];
         let mut left: Vec<i32> = named.into_iter().flatten().collect();
         let mut seen = BTreeSet::new();
-        let mut host = Self::default();
+        let traffic = record.network.traffic().unwrap_or_else(|error| {
+            tracing::debug!("no network statistics of {}: {error}", record.id);
+            Traffic::default()
+        });
+        let mut host =
+            Self { net_received_bytes: traffic.received, net_sent_bytes: traffic.sent, ..Self::default() };
         while let Some(pid) = left.pop() {
             if seen.insert(pid) {
                 host.add(pid);

@@ -38,11 +38,24 @@ pub const MAX_PAIRS: usize = 8;
 const QUEUE_SIZES: [u16; 2 * MAX_PAIRS + 1] = [QUEUE_SIZE; 2 * MAX_PAIRS + 1];
 const QUEUE_SIZE: u16 = 256;
 
+/// §5.1.3: what driver and TAP device leave to each other.
+const OFFLOADS: [u32; 8] = [
+    VIRTIO_NET_F_CSUM,
+    VIRTIO_NET_F_GUEST_CSUM,
+    VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_GUEST_ECN,
+    VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_HOST_ECN,
+];
+
 /// The device.
 pub struct Net {
     config: [u8; 10],
     taps: Vec<File>,
     mover: Mover,
+    offloads: bool,
     active: Option<Active>,
 }
 
@@ -83,7 +96,12 @@ impl Net {
         } else {
             Mover::Kernel(vhost.into_iter().map(|fd| VhostNet::new(fd, memory)).collect::<Result<_, _>>()?)
         };
-        Ok(Self { config, taps, mover, active: None })
+        Ok(Self { config, taps, mover, offloads: true, active: None })
+    }
+
+    /// With `wanted` false every frame has its checksum and none is longer than the MTU, in both directions.
+    pub fn with_offloads(self, wanted: bool) -> Self {
+        Self { offloads: wanted, ..self }
     }
 
     fn pairs(&self) -> usize {
@@ -180,17 +198,10 @@ impl VirtioDevice for Net {
             VIRTIO_RING_F_EVENT_IDX,
             VIRTIO_RING_F_INDIRECT_DESC,
             VIRTIO_NET_F_MAC,
-            VIRTIO_NET_F_CSUM,
-            VIRTIO_NET_F_GUEST_CSUM,
-            VIRTIO_NET_F_GUEST_TSO4,
-            VIRTIO_NET_F_GUEST_TSO6,
-            VIRTIO_NET_F_GUEST_ECN,
-            VIRTIO_NET_F_HOST_TSO4,
-            VIRTIO_NET_F_HOST_TSO6,
-            VIRTIO_NET_F_HOST_ECN,
             VIRTIO_NET_F_MRG_RXBUF,
         ]
         .iter()
+        .chain(OFFLOADS.iter().filter(|_| self.offloads))
         .fold(0, |features, feature| features | 1 << feature);
         if self.pairs() > 1 {
             features |= 1 << VIRTIO_NET_F_CTRL_VQ | 1 << VIRTIO_NET_F_MQ;

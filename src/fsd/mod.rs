@@ -17,7 +17,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Cache;
+use crate::config::{self, Cache};
 use crate::jail::Bind;
 
 pub use join::{attach, detach};
@@ -52,4 +52,5 @@ pub struct FsdSpec {
     pub cache: Cache,
     /// Entries are going to join, from whatever file systems.
     pub grows: bool,
+    pub limits: config::Jail,
 }

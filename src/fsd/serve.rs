@@ -25,7 +25,7 @@ use virtiofsd::vhost_user::VhostUserFsBackend;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use super::FsdSpec;
-use crate::config::Cache;
+use crate::config::{self, Cache};
 use crate::jail::{self, Bind, Jail, Limits, Root, User};
 use crate::sys::{credentials, fd, memory, mount};
 
@@ -33,9 +33,7 @@ use crate::sys::{credentials, fd, memory, mount};
 const SPEC_FD: i32 = 3;
 const SOCKET_FD: i32 = 4;
 
-/// A descriptor per file that the guest knows of: the limit that a host which lets us raise it gives.
-const OPEN_FILES: u64 = 1_000_000;
-/// With fewer, files are remembered by handle instead, see [`Descriptors`].
+/// With fewer on a host, files are remembered by handle instead, see [`Descriptors`].
 const ENOUGH_FILES: u64 = 200_000;
 /// Not for the guest: standard streams, sockets, eventfds, and a descriptor per region of guest memory.
 const RESERVED_FILES: u64 = 128;
@@ -114,7 +112,7 @@ fn start_log() {
 fn run() -> Result<(), Error> {
     let spec = read_spec().map_err(step("read what to serve"))?;
     let socket = fd::inherited(SOCKET_FD).map_err(step("use the VMM's socket"))?;
-    let descriptors = Descriptors::plan().map_err(step("set the limit of open files"))?;
+    let descriptors = Descriptors::plan(spec.limits).map_err(step("set the limit of open files"))?;
     let proc = Proc::open().map_err(step("open /proc/self"))?;
 
     let binds = spec.entries.into_iter().map(Bind::from);
@@ -147,9 +145,12 @@ struct Descriptors {
 }
 
 impl Descriptors {
-    fn plan() -> io::Result<Self> {
-        let limit = credentials::limit(Resource::RLIMIT_NOFILE, OPEN_FILES)?;
-        Ok(Self { limit, handles: limit < ENOUGH_FILES })
+    fn plan(wanted: config::Jail) -> io::Result<Self> {
+        // What the operator wants less of than the host would give is no reason for handles.
+        let allowed = credentials::limit(Resource::RLIMIT_NOFILE, config::Jail::default().open_files)?;
+        let handles = wanted.file_handles && allowed < ENOUGH_FILES;
+        let limit = allowed.min(wanted.open_files);
+        Ok(Self { limit, handles })
     }
 
     fn capabilities(&self) -> Vec<Capability> {

@@ -118,6 +118,8 @@ pub struct Nic {
     pub taps: Vec<OwnedFd>,
     /// /dev/vhost-net, opened once for each of them; empty: the VMM moves the frames.
     pub vhost: Vec<OwnedFd>,
+    /// Checksums and segmentation are left to the other side.
+    pub offloads: bool,
 }
 
 /// Where a guest finds a device.

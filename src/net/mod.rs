@@ -10,6 +10,7 @@ mod layout;
 mod namespace;
 mod netlink;
 mod redirect;
+mod traffic;
 mod vhost;
 mod watch;
 
@@ -20,6 +21,7 @@ pub use changes::{Change, Indexes, changes};
 pub use layout::{Interface, Layout, scan};
 pub use namespace::{Namespace, Wanted, make};
 pub use redirect::{check, tie, untie};
+pub use traffic::{Traffic, traffic};
 pub use vhost::open_vhost;
 pub use watch::Events;
 

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::agent::{self, Agent, NetworkDevice};
 use crate::config::{self, NetworkModel};
 use crate::hypervisor::{self, GuestDevice, MAX_QUEUE_PAIRS, NETWORK_SLOTS, Nic, VmRecord};
-use crate::net::{self, Interface, Layout, Namespace};
+use crate::net::{self, Interface, Layout, Namespace, Traffic};
 
 /// Requests in one message to the agent: a route takes some hundred bytes, a message at most 4 MiB.
 const BATCH: usize = 4096;
@@ -57,6 +57,7 @@ pub struct Network {
     pub held: PathBuf,
     model: NetworkModel,
     vhost: bool,
+    offloads: bool,
     queue_pairs: usize,
     links: Vec<Link>,
     /// As far as the guest has been told.
@@ -83,8 +84,8 @@ impl Network {
     /// That of a sandbox with so many vCPUs, before anything is done.
     pub fn new(namespace: Option<PathBuf>, held: PathBuf, config: &config::Network, vcpus: u8) -> Self {
         let queue_pairs = usize::from(vcpus).clamp(1, MAX_QUEUE_PAIRS);
-        let (model, vhost) = (config.model, config.vhost);
-        Self { namespace, held, model, vhost, queue_pairs, ..Self::default() }
+        let (model, vhost, offloads) = (config.model, config.vhost, config.offloads);
+        Self { namespace, held, model, vhost, offloads, queue_pairs, ..Self::default() }
     }
 
     /// Whether there can be interfaces at all.
@@ -155,6 +156,18 @@ impl Network {
         Ok(namespace.within(move || links.iter().try_for_each(|(index, name)| net::untie(*index, name)))?)
     }
 
+    /// What has gone through its interfaces; nothing where there are none.
+    ///
+    /// # Errors
+    /// [`Error::Net`]
+    pub fn traffic(&self) -> Result<Traffic, Error> {
+        let names: Vec<&str> = self.links.iter().map(|link| link.name.as_str()).collect();
+        if names.is_empty() {
+            return Ok(Traffic::default());
+        }
+        Ok(Namespace::open(&self.held)?.within(|| net::traffic(&names))?)
+    }
+
     fn plug(
         &mut self,
         namespace: &Namespace,
@@ -197,7 +210,7 @@ impl Network {
     ) -> Result<GuestDevice, Error> {
         let taps = namespace.within(|| net::tie(interface, self.queue_pairs))?;
         let vhost = if self.vhost { net::open_vhost(self.queue_pairs) } else { Vec::new() };
-        Ok(hypervisor::plug(vm, Nic { slot, mac: interface.mac, taps, vhost })?)
+        Ok(hypervisor::plug(vm, Nic { slot, mac: interface.mac, taps, vhost, offloads: self.offloads })?)
     }
 
     fn find_interfaces(&mut self, wanted: &Layout, agent: &Agent) -> Result<(), Error> {

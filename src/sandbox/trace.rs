@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::timeline::{Step, Timeline};
+use crate::sys::text::printable;
 
 /// More would be no picture; a timeline of rt's has some thirty.
 const MAX_STEPS: usize = 400;
@@ -30,6 +31,8 @@ pub enum Form {
     Svg,
     /// The same picture, as a page
     Html,
+    /// The same picture, for a terminal
+    Text,
 }
 
 impl Form {
@@ -38,6 +41,7 @@ impl Form {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("svg") => Self::Svg,
             Some("html" | "htm") => Self::Html,
+            Some("txt") => Self::Text,
             _ => Self::Json,
         }
     }
@@ -49,6 +53,7 @@ impl Timeline {
         match form {
             Form::Json => self.to_json(),
             Form::Svg => self.to_svg(title),
+            Form::Text => self.to_text(title),
             Form::Html => format!(
                 "<!DOCTYPE html>\n<meta charset=\"utf-8\">\n<title>{0}</title>\n<body>\n{1}</body>\n",
                 escape(title),
@@ -130,7 +135,33 @@ impl Timeline {
         }
         svg + "</svg>\n"
     }
+
+    /// A line for each step: its name, how long it took, and where in the whole that was.
+    fn to_text(&self, title: &str) -> String {
+        let mut steps = self.steps();
+        steps.truncate(MAX_STEPS);
+        let first = steps.first().map_or(0, |step| step.end_ns);
+        let total = steps.last().map_or(0, |step| step.end_ns).saturating_sub(first).max(1);
+        let cell = |ns: u64| {
+            let share = u128::from(ns.saturating_sub(first)) * u128::from(CELLS) / u128::from(total);
+            share.min(u128::from(CELLS)) as usize
+        };
+        let wide = steps.iter().map(|step| step.name.len()).max().unwrap_or(0).min(64);
+        let mut text = format!("{title}: {:.1} ms\n", total as f64 / 1e6);
+        for Step { name, begin_ns, end_ns, .. } in steps {
+            let took = end_ns.saturating_sub(begin_ns) as f64 / 1e6;
+            let begin = cell(begin_ns).min(CELLS as usize - 1);
+            let bar = "#".repeat(cell(end_ns).saturating_sub(begin).max(1));
+            // Some names are the VMM's, which serves the guest.
+            let name = printable(name, 64);
+            let _ = writeln!(text, "{name:<wide$} {took:>9.1} ms |{:begin$}{bar}", "");
+        }
+        text
+    }
 }
+
+/// Cells of a terminal.
+const CELLS: u64 = 40;
 
 /// Round numbers of nanoseconds, at most ten.
 fn ticks(total: u64) -> impl Iterator<Item = u64> {
@@ -182,6 +213,16 @@ mod tests {
         );
         assert!(!svg.contains("<run>") && svg.matches("<g>").count() == 3, "{svg}");
         assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
+        assert_eq!(
+            timeline().show(Form::Text, "c").lines().collect::<Vec<_>>(),
+            [
+                "c: 2.0 ms",
+                "rt.early        0.0 ms |#",
+                "vmm.<run>       1.0 ms |####################",
+                "rt.late         2.0 ms |########################################",
+            ]
+        );
+        assert_eq!(Timeline::default().show(Form::Text, "c"), "c: 0.0 ms\n");
         assert!(Timeline::default().show(Form::Html, "x").contains("<svg "));
         assert!(ticks(u64::MAX).count() <= 11 && ticks(1).count() == 1);
     }

@@ -390,6 +390,7 @@ impl Service {
             Refusal(Code::INVALID_ARGUMENT, format!("the exec's process is not a process object: {error}"))
         })?;
         let exec_request = ExecRequest {
+            program: None,
             id: request.id.clone(),
             root: self.root.clone(),
             process: spec,

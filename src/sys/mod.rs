@@ -7,6 +7,7 @@ pub mod memory;
 pub mod mount;
 pub mod pidfd;
 pub mod process;
+pub mod progress;
 pub mod random;
 pub mod terminal;
 pub mod text;

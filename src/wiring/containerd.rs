@@ -42,7 +42,7 @@ pub fn edit(path: &Path, before: Option<&str>, binary: &str, undo: bool) -> Resu
     }
     let name = format!("plugins.\"{plugin}\".containerd.runtimes.rt");
     text.push_str(&format!(
-        "{BEGIN}\n[{name}]\n  runtime_type = \"io.containerd.runc.v2\"\n  [{name}.options]\n    BinaryName = \"{binary}\"\n    Root = \"/run/rt\"\n{END}\n"
+        "{BEGIN}\n[{name}]\n  runtime_type = \"io.containerd.runc.v2\"\n  privileged_without_host_devices = true\n  [{name}.options]\n    BinaryName = \"{binary}\"\n    Root = \"/run/rt\"\n{END}\n"
     ));
     Ok(Some(text))
 }
@@ -72,6 +72,8 @@ mod tests {
             let table: Table = after.parse().unwrap();
             let options = &table["plugins"][plugin]["containerd"]["runtimes"]["rt"]["options"];
             assert_eq!(options["BinaryName"].as_str(), Some("/opt/rt"), "{after}");
+            // Those of the host mean nothing in a virtual machine.
+            assert!(after.contains("\n  privileged_without_host_devices = true\n"), "{after}");
             assert_eq!(edit(&after, false).unwrap().as_ref(), Some(&after));
             assert_eq!(edit(&after, true).unwrap().as_deref(), Some(text));
         }

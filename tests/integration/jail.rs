@@ -279,6 +279,7 @@ fn serve(entries: &[(&str, &Path, bool)]) -> Result<(Fsd, OwnedFd), fsd::Error> 
         entries: entries.iter().map(entry).collect(),
         cache: Cache::default(),
         grows: false,
+        limits: rt::config::Jail::default(),
     };
     let (socket, client) = fsd::socket()?;
     let mut server = fsd::launch(&spec, socket)?;
@@ -330,9 +331,9 @@ fn a_file_server_answers() {
     let (socket, client) = fsd::socket().unwrap();
     let entries = vec![Entry { name: "a".into(), source: "/etc".into(), readonly: true }];
     let start = Instant::now();
+    let (cache, limits) = (Cache::default(), rt::config::Jail::default());
     let _server =
-        fsd::launch(&FsdSpec { id: "test".into(), entries, cache: Cache::default(), grows: false }, socket)
-            .unwrap();
+        fsd::launch(&FsdSpec { id: "test".into(), entries, cache, grows: false, limits }, socket).unwrap();
     let frontend = vhost::vhost_user::Frontend::from_stream(client.into(), 2);
     let features = frontend.get_features().unwrap();
     println!("jail: a file server answered after {:?}", start.elapsed());

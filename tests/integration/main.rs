@@ -24,6 +24,7 @@ mod console_socket;
 mod crash;
 mod create;
 mod crio;
+mod debug;
 mod delete;
 mod deploy;
 mod dist;

@@ -1,4 +1,4 @@
-//! A process that is executed in a running container: from PID 1's fork to its execve.
+//! A process that is executed in a running container, or beside the agent: from PID 1's fork to its execve.
 //!
 //! PID 1 forks it once, into the container's PID namespace and cgroup; everything else it does to itself, in the order of
 //! [`become_it`]. libcontainer's way is not used: it forks three times and leaves the seccomp profile out.
@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::credentials::{self, Capabilities};
 use crate::executor;
-use crate::link::{self, Exec, Outcome};
+use crate::link::{self, Exec, Outcome, Place};
 use crate::lookup::words;
 use crate::seccomp::Filter;
 use crate::{kmsg, schedule, sys};
@@ -67,8 +67,8 @@ impl Order {
 }
 
 /// The life of the forked process until execve, or until it has told `socket` why not. `init` is a pidfd of the container's
-/// first process, `fds` are those of [`link::Request::Exec`].
-pub fn run(exec: &Exec, fds: Vec<OwnedFd>, init: OwnedFd, socket: BorrowedFd<'_>) -> ! {
+/// first process, none beside the agent; `fds` are those of [`link::Request::Exec`].
+pub fn run(exec: &Exec, fds: Vec<OwnedFd>, init: Option<OwnedFd>, socket: BorrowedFd<'_>) -> ! {
     let _ = SigSet::empty().thread_set_mask();
     // Out of the way of the descriptors that the process is to have.
     let Ok(socket) = sys::duplicate_above(socket, 3 + sys::MAX_DESCRIPTORS as RawFd) else {
@@ -83,11 +83,12 @@ pub fn run(exec: &Exec, fds: Vec<OwnedFd>, init: OwnedFd, socket: BorrowedFd<'_>
 fn become_it(
     exec: &Exec,
     fds: Vec<OwnedFd>,
-    init: OwnedFd,
+    init: Option<OwnedFd>,
     socket: BorrowedFd<'_>,
 ) -> Result<std::convert::Infallible, String> {
     let mut kept: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-    kept.extend([init.as_raw_fd(), socket.as_raw_fd()]);
+    kept.extend(init.iter().map(AsRawFd::as_raw_fd));
+    kept.push(socket.as_raw_fd());
     close_all_but(kept);
     // execve makes it so again.
     let _ = sys::control(libc::PR_SET_DUMPABLE, 0, 0);
@@ -95,6 +96,10 @@ fn become_it(
     let order = fds.next().ok_or("no order came with the request")?;
     let (order, filter) = Order::read(order).map_err(|error| format!("cannot read the order: {error}"))?;
     let process = &order.process;
+    let (namespaces, program) = match exec.place {
+        Place::Container { namespaces, .. } => (CloneFlags::from_bits_retain(namespaces), None),
+        Place::Guest => (CloneFlags::empty(), Some(fds.next().ok_or("no program came with the request")?)),
+    };
     let mut stdio: Vec<OwnedFd> = fds.collect();
     let preserved = stdio.split_off(if exec.terminal.is_some() { 0 } else { stdio.len().min(3) });
 
@@ -104,13 +109,13 @@ fn become_it(
     fs::write("/proc/self/oom_score_adj", score.to_string())
         .map_err(|error| format!("cannot set oom_score_adj to {score}: {error}"))?;
     let limits = process.rlimits().as_deref().unwrap_or_default();
-    let namespaces = CloneFlags::from_bits_retain(exec.namespaces);
     let joins_user = namespaces.contains(CloneFlags::CLONE_NEWUSER);
     if joins_user {
         credentials::set_limits(limits)?;
     }
-    join(&init, namespaces)?;
-    drop(init);
+    if let Some(init) = init {
+        join(&init, namespaces)?;
+    }
     nix::unistd::setsid().map_err(|error| format!("setsid: {}", words(error)))?;
     let user = process.user();
     let master = match exec.terminal {
@@ -139,19 +144,24 @@ fn become_it(
     if !no_new_privileges && let Some(filter) = filter.take() {
         filter.load()?;
     }
-    let capabilities = Capabilities::from(process.capabilities().as_ref());
     // Root may lack the right where its user has it (a network file system), and the other way round.
     let entered = match change_directory(process) {
         Err((Errno::EACCES | Errno::EPERM, _)) => false,
         Err((_, message)) => return Err(message),
         Ok(()) => true,
     };
-    credentials::assume(user, &capabilities, || match entered {
-        true => Ok(()),
-        false => change_directory(process).map_err(|(_, message)| message),
-    })?;
-
-    let path = executor::program(process)?;
+    let path = match &program {
+        // Closed by execve, which needs it by then no more.
+        Some(program) => format!("/proc/self/fd/{}", program.as_raw_fd()).into(),
+        None => {
+            let capabilities = Capabilities::from(process.capabilities().as_ref());
+            credentials::assume(user, &capabilities, || match entered {
+                true => Ok(()),
+                false => change_directory(process).map_err(|(_, message)| message),
+            })?;
+            executor::program(process)?
+        }
+    };
     let variables = process.env().as_deref().unwrap_or_default();
     let environment = executor::environment(variables, || home(user.uid()));
     let arguments = process.args().as_deref().unwrap_or_default();

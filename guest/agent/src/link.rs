@@ -21,7 +21,7 @@ pub enum Request {
     /// Make a container from its `spec.json`. Beside it: stdin, stdout, stderr, none with a terminal; descriptors from 3 on;
     /// with `startable`, where its start is reported.
     Create(Create),
-    /// Run another process in a container. Beside it: the [`crate::exec::Order`], then as above.
+    /// Run another process. Beside it: the [`crate::exec::Order`], beside the agent its program, then as above.
     Exec(Exec),
 }
 
@@ -40,16 +40,23 @@ pub struct Create {
 pub struct Exec {
     /// Names the process in events; never used twice.
     pub sequence: u64,
-    /// The container's own.
-    pub container: u64,
+    /// Where it runs.
+    pub place: Place,
     /// The group that it begins in.
     pub cgroup: PathBuf,
     /// The caller named it: no other will do.
     pub cgroup_named: bool,
-    /// Namespaces of the container that are not the guest's: CLONE_NEW*.
-    pub namespaces: i32,
     /// Rows and columns.
     pub terminal: Option<(u32, u32)>,
+}
+
+/// Where a process is executed.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub enum Place {
+    /// In the container of that number; `namespaces` of it are not the guest's: CLONE_NEW*.
+    Container { sequence: u64, namespaces: i32 },
+    /// Beside the agent.
+    Guest,
 }
 
 /// From PID 1 to the server.

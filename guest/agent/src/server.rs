@@ -16,6 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::MsgFlags;
 use rt_proto::messages as wire;
 use rt_proto::service::create_agent;
@@ -25,11 +26,12 @@ use ttrpc::error::get_rpc_status;
 use crate::boot::Listeners;
 use crate::containers::Container;
 use crate::exec::{NOT_RUNNING, Order};
-use crate::link::{self, Create, Event, Exec, Request};
+use crate::link::{self, Create, Event, Exec, Place, Request};
 use crate::notify::Notify;
 use crate::process::{Made, Process};
 use crate::report::Started;
 use crate::runner::{SPEC_FILE, STATE_DIR, bundle_dir};
+use crate::seccomp::Filter;
 use crate::service::Service;
 use crate::streams::{self, Registry};
 use crate::{cgroup, kmsg, spec, stdio, sys};
@@ -211,7 +213,7 @@ impl Shared {
             startable,
             terminal: streams.terminal.as_ref().map(|_| size),
         };
-        let pid = self.ask(&container.process, &Request::Create(create), None, streams, ends)?;
+        let pid = self.ask(&container.process, &Request::Create(create), Vec::new(), streams, ends)?;
         // For the others of its pod: see rt_proto::namespace_path.
         symlink(format!("/proc/{pid}/ns"), bundle.join("ns"))
             .map_err(|error| format!("cannot name the namespaces of {}: {error}", container.id))?;
@@ -253,18 +255,7 @@ impl Shared {
         process: &Arc<Process>,
         request: &wire::ExecProcessRequest,
     ) -> Result<i32, String> {
-        let object = spec::parse_process(&request.process)?;
-        let names = Names {
-            terminal: request.terminal,
-            standard: [request.stdin, request.stdout, request.stderr],
-            preserved: request.preserved.clone(),
-        };
-        if object.args().as_ref().is_none_or(Vec::is_empty) {
-            return Err("process args cannot be empty".to_owned());
-        }
-        if object.terminal().unwrap_or(false) != (names.terminal != 0) {
-            return Err("process.terminal and the streams that the host offers do not agree".to_owned());
-        }
+        let (object, names) = parse_exec(request)?;
         if !container.process.is_running() {
             return Err(NOT_RUNNING.to_owned());
         }
@@ -274,18 +265,55 @@ impl Shared {
         let ends = Ends::new(&streams)?;
         stdio::own(&ends.theirs, common.outside_user(object.user().uid()));
         let order = Order { process: object, personality: common.personality };
-        let order = order
-            .write(common.filter.as_ref())
-            .map_err(|error| format!("cannot write down what to execute: {error}"))?;
         let exec = Exec {
             sequence: process.sequence,
-            container: container.process.sequence,
+            place: Place::Container { sequence: container.process.sequence, namespaces: common.namespaces },
             cgroup,
             cgroup_named: !request.cgroup.is_empty(),
-            namespaces: common.namespaces,
-            terminal: streams.terminal.as_ref().map(|_| (request.terminal_rows, request.terminal_columns)),
+            terminal: names.size(request),
         };
-        self.ask(process, &Request::Exec(exec), Some(order), streams, ends)
+        let order = write_order(&order, common.filter.as_ref())?;
+        self.ask(process, &Request::Exec(exec), vec![order], streams, ends)
+    }
+
+    /// Runs a program of the host's beside the agent and connects its streams.
+    ///
+    /// # Errors
+    /// For the user.
+    pub fn debug(
+        &self,
+        _named_by: &Container,
+        process: &Arc<Process>,
+        request: &wire::ExecProcessRequest,
+    ) -> Result<i32, String> {
+        let (object, names) = parse_exec(request)?;
+        let program = self.take_program(request.program)?;
+        let streams = self.take(&names)?;
+        let ends = Ends::new(&streams)?;
+        let order = write_order(&Order { process: object, personality: None }, None)?;
+        let exec = Exec {
+            sequence: process.sequence,
+            place: Place::Guest,
+            cgroup: cgroup::ROOT.into(),
+            cgroup_named: true,
+            terminal: names.size(request),
+        };
+        self.ask(process, &Request::Exec(exec), vec![order, program], streams, ends)
+    }
+
+    /// Takes a program in, whole: a file in memory, gone with the last process that runs it.
+    fn take_program(&self, stream: u64) -> Result<OwnedFd, String> {
+        let stream = self.streams.take(stream).map_err(|error| error.to_string())?;
+        let failed = |error: std::io::Error| format!("cannot take the program in: {error}");
+        let file = memfd_create(c"program", MFdFlags::MFD_CLOEXEC).map_err(|error| failed(error.into()))?;
+        let mut file = File::from(file);
+        let most = rt_proto::MAX_PROGRAM;
+        let length = std::io::copy(&mut File::from(stream).take(most + 1), &mut file).map_err(failed)?;
+        match length {
+            0 => Err("the program is empty".to_owned()),
+            length if length > most => Err(format!("the program is longer than {} MiB", most >> 20)),
+            _ => Ok(file.into()),
+        }
     }
 
     /// A container of this name that is to be made.
@@ -345,23 +373,23 @@ impl Shared {
         wanted.iter().map(take).collect()
     }
 
-    /// Has PID 1 make a process, then connects its streams.
+    /// Has PID 1 make a process, given `first` before the ends of its streams, then connects these.
     fn ask(
         &self,
         process: &Arc<Process>,
         request: &Request,
-        order: Option<OwnedFd>,
+        first: Vec<OwnedFd>,
         streams: Streams,
         ends: Ends,
     ) -> Result<i32, String> {
         let sequence = process.sequence;
         lock(&self.pending).insert(sequence, process.clone());
-        let fds: Vec<_> = order.iter().chain(&ends.theirs).map(AsRawFd::as_raw_fd).collect();
+        let fds: Vec<_> = first.iter().chain(&ends.theirs).map(AsRawFd::as_raw_fd).collect();
         if let Err(error) = link::transmit(self.link.as_fd(), request, &fds) {
             lock(&self.pending).remove(&sequence);
             return Err(format!("cannot ask PID 1: {error}"));
         }
-        drop((order, ends.theirs));
+        drop((first, ends.theirs));
         let (pid, master) = process.creation()?;
         connect(process, streams, ends.ours, ends.preserved, master)
             .map_err(|error| format!("cannot connect standard streams: {error}"))?;
@@ -407,6 +435,34 @@ struct Preserved {
     stream: Option<OwnedFd>,
     readable: bool,
     writable: bool,
+}
+
+impl Names {
+    /// Rows and columns of the terminal, if there is to be one.
+    fn size(&self, request: &wire::ExecProcessRequest) -> Option<(u32, u32)> {
+        (self.terminal != 0).then_some((request.terminal_rows, request.terminal_columns))
+    }
+}
+
+/// What is to be executed, and the numbers of its streams.
+fn parse_exec(request: &wire::ExecProcessRequest) -> Result<(oci_spec::runtime::Process, Names), String> {
+    let object = spec::parse_process(&request.process)?;
+    let names = Names {
+        terminal: request.terminal,
+        standard: [request.stdin, request.stdout, request.stderr],
+        preserved: request.preserved.clone(),
+    };
+    if object.args().as_ref().is_none_or(Vec::is_empty) {
+        return Err("process args cannot be empty".to_owned());
+    }
+    if object.terminal().unwrap_or(false) != (names.terminal != 0) {
+        return Err("process.terminal and the streams that the host offers do not agree".to_owned());
+    }
+    Ok((object, names))
+}
+
+fn write_order(order: &Order, filter: Option<&Filter>) -> Result<OwnedFd, String> {
+    order.write(filter).map_err(|error| format!("cannot write down what to execute: {error}"))
 }
 
 /// The host's ends of a process's streams.

@@ -13,7 +13,9 @@ use rt_proto::service::Agent;
 use ttrpc::error::get_rpc_status;
 use ttrpc::{Code, TtrpcContext};
 
+use crate::containers::Container;
 use crate::exec::NOT_RUNNING;
+use crate::process::Process;
 use crate::runner::STATE_DIR;
 use crate::server::{self, Names, Shared};
 use crate::{freezer, kmsg, network, oom, processes, processors, resources, share, stats, sys};
@@ -166,21 +168,15 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: wire::ExecProcessRequest,
     ) -> ttrpc::Result<wire::ExecProcessResponse> {
-        let container = self.0.container(&request.container_id)?;
-        let process = self.0.add_exec(&container, &request.exec_id)?;
-        match self.0.exec(&container, &process, &request) {
-            Ok(pid) => {
-                let mut response = wire::ExecProcessResponse::new();
-                response.pid = pid.unsigned_abs();
-                Ok(response)
-            }
-            Err(message) => {
-                // It may run, when its streams could not be connected; then nobody else could end it.
-                let _ = process.signal(libc::SIGKILL);
-                container.forget(&request.exec_id);
-                Err(get_rpc_status(Code::INVALID_ARGUMENT, message))
-            }
-        }
+        self.execute(&request, Shared::exec)
+    }
+
+    fn debug_process(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ExecProcessRequest,
+    ) -> ttrpc::Result<wire::ExecProcessResponse> {
+        self.execute(&request, Shared::debug)
     }
 
     fn pause_container(
@@ -329,6 +325,31 @@ impl Agent for Service {
         }
         share::unmount().map_err(|message| get_rpc_status(Code::INTERNAL, message))?;
         Ok(wire::Empty::new())
+    }
+}
+
+impl Service {
+    /// Makes room for a process and has it made.
+    fn execute(
+        &self,
+        request: &wire::ExecProcessRequest,
+        make: impl FnOnce(&Shared, &Container, &Arc<Process>, &wire::ExecProcessRequest) -> Result<i32, String>,
+    ) -> ttrpc::Result<wire::ExecProcessResponse> {
+        let container = self.0.container(&request.container_id)?;
+        let process = self.0.add_exec(&container, &request.exec_id)?;
+        match make(&self.0, &container, &process, request) {
+            Ok(pid) => {
+                let mut response = wire::ExecProcessResponse::new();
+                response.pid = pid.unsigned_abs();
+                Ok(response)
+            }
+            Err(message) => {
+                // It may run, when its streams could not be connected; then nobody else could end it.
+                let _ = process.signal(libc::SIGKILL);
+                container.forget(&request.exec_id);
+                Err(get_rpc_status(Code::INVALID_ARGUMENT, message))
+            }
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use nix::sys::socket::MsgFlags;
 use nix::unistd::Pid;
 
 use crate::cmdline::Parameters;
-use crate::link::{self, Create, Event, Exec, Outcome, Request};
+use crate::link::{self, Create, Event, Exec, Outcome, Place, Request};
 use crate::{boot, cgroup, exec, kmsg, runner, server, sys};
 
 /// A forked runner that has not ended, or a process of which is not known yet whether it was executed.
@@ -202,18 +202,27 @@ impl Supervisor {
         }
     }
 
-    /// Forks a process into a container's PID namespace and cgroup. The outer failure is PID 1's own.
+    /// Forks a process into its cgroup and, for a container, its PID namespace. The outer failure is PID 1's own.
     fn fork_exec(&mut self, exec: &Exec, fds: Vec<OwnedFd>) -> Result<Result<(), String>, String> {
-        let container = self.processes.iter().find(|(_, sequence)| **sequence == exec.container);
-        // Not reaped yet, so the number is still its own.
-        let init = container.and_then(|(&pid, _)| Some((pid, sys::pidfd_open(pid).ok()?)));
-        let Some((pid, init)) = init else { return Ok(Err(exec::NOT_RUNNING.to_owned())) };
+        let (pid, init, namespaces) = match exec.place {
+            Place::Guest => (1, None, 0),
+            Place::Container { sequence, namespaces } => {
+                let container = self.processes.iter().find(|(_, other)| **other == sequence);
+                // Not reaped yet, so the number is still its own.
+                let init = container.and_then(|(&pid, _)| Some((pid, sys::pidfd_open(pid).ok()?)));
+                let Some((pid, init)) = init else { return Ok(Err(exec::NOT_RUNNING.to_owned())) };
+                (pid, Some(init), namespaces)
+            }
+        };
         let (socket, their_socket) = match link::pair() {
             Ok(pair) => pair,
             Err(error) => return Ok(Err(format!("cannot make a socket pair: {error}"))),
         };
-        let joins = exec.namespaces & libc::CLONE_NEWPID != 0;
-        if joins && let Err(error) = setns(&init, CloneFlags::CLONE_NEWPID) {
+        let joins = namespaces & libc::CLONE_NEWPID != 0;
+        if joins
+            && let Some(init) = &init
+            && let Err(error) = setns(init, CloneFlags::CLONE_NEWPID)
+        {
             return Ok(Err(match error {
                 Errno::ESRCH => exec::NOT_RUNNING.to_owned(),
                 error => format!("cannot join the container's PID namespace: {}", error.desc()),

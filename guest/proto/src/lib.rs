@@ -28,6 +28,9 @@ pub const AGENT_PORT: u32 = 1024;
 /// little-endian, never 0; everything after is the stream's own bytes, ended by shutdown of that direction.
 pub const STREAM_PORT: u32 = 1025;
 
+/// Longest program that a process beside the agent may bring along.
+pub const MAX_PROGRAM: u64 = 64 << 20;
+
 /// Where the agent mounts the sandbox's share.
 pub const SHARE_DIR: &str = "/run/rt/share";
 

@@ -185,6 +185,10 @@ fn the_device_says_what_it_has() {
     let one = Net::new([2, 0, 0, 0, 0, 1], vec![tap()], Vec::new(), &memory).unwrap();
     assert_eq!(one.config(), [2, 0, 0, 0, 0, 1, 0, 0, 1, 0]);
     assert_eq!((one.queue_sizes().len(), one.features() & 1 << VIRTIO_NET_F_MQ), (2, 0));
+    assert_ne!(one.features() & 1 << VIRTIO_NET_F_CSUM, 0);
+    let plain = one.with_offloads(false).features();
+    assert!(OFFLOADS.iter().all(|feature| plain & 1 << feature == 0));
+    assert_ne!(plain & 1 << VIRTIO_NET_F_MRG_RXBUF, 0);
     let four = Net::new([0; 6], (0..4).map(|_| tap()).collect(), Vec::new(), &memory).unwrap();
     assert_eq!(four.queue_sizes().len(), 9);
     let features = four.features();

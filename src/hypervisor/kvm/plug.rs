@@ -31,13 +31,17 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const MAX_MESSAGE: usize = 4096;
 
 #[derive(Debug, Serialize, Deserialize)]
+struct Interface {
+    slot: usize,
+    mac: [u8; 6],
+    /// Beside the message: so many queues of a TAP device, then what is left, of vhost-net.
+    taps: usize,
+    offloads: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
 enum Message {
-    Network {
-        slot: usize,
-        mac: [u8; 6],
-        /// Beside the message: so many queues of a TAP device, then what is left, of vhost-net.
-        taps: usize,
-    },
+    Network(Interface),
     /// Answered by what is plugged.
     Memory {
         /// Beyond what there was at the start; `None` leaves it.
@@ -48,7 +52,12 @@ enum Message {
 /// # Errors
 /// What the socket or the VMM say.
 pub fn plug(control: &Path, nic: Nic) -> io::Result<GuestDevice> {
-    let message = Message::Network { slot: nic.slot, mac: nic.mac, taps: nic.taps.len() };
+    let message = Message::Network(Interface {
+        slot: nic.slot,
+        mac: nic.mac,
+        taps: nic.taps.len(),
+        offloads: nic.offloads,
+    });
     let descriptors: Vec<_> = nic.taps.iter().chain(&nic.vhost).map(AsFd::as_fd).collect();
     let index = ask(control, &message, &descriptors)?;
     // As Linux names the devices of the ACPI tables, in their order.
@@ -107,14 +116,13 @@ impl Slots {
     fn answer(&mut self, socket: &UnixStream, machine: &Machine) -> Result<u64, String> {
         let (message, descriptors) = receive(socket).map_err(|error| error.to_string())?;
         match message {
-            Message::Network { slot, mac, taps } => {
-                let free = self.used.get(slot).is_some_and(|used| !used);
+            Message::Network(interface) => {
+                let free = self.used.get(interface.slot).is_some_and(|used| !used);
                 if !free {
-                    return Err(format!("slot {slot} is not free"));
+                    return Err(format!("slot {} is not free", interface.slot));
                 }
-                let index = self.first + slot;
-                self.plug(index, mac, descriptors, taps, machine).map_err(|error| one_line(&error))?;
-                self.used[slot] = true;
+                let index = self.plug(&interface, descriptors, machine).map_err(|error| one_line(&error))?;
+                self.used[interface.slot] = true;
                 Ok(index as u64)
             }
             Message::Memory { bytes } => {
@@ -129,19 +137,13 @@ impl Slots {
         }
     }
 
-    fn plug(
-        &self,
-        index: usize,
-        mac: [u8; 6],
-        mut taps: Vec<OwnedFd>,
-        queues: usize,
-        machine: &Machine,
-    ) -> Result<(), Error> {
-        let vhost = taps.split_off(queues.min(taps.len()));
-        let device = Net::new(mac, taps, vhost, &self.memory)?;
+    fn plug(&self, interface: &Interface, mut taps: Vec<OwnedFd>, machine: &Machine) -> Result<usize, Error> {
+        let vhost = taps.split_off(interface.taps.min(taps.len()));
+        let device = Net::new(interface.mac, taps, vhost, &self.memory)?.with_offloads(interface.offloads);
+        let index = self.first + interface.slot;
         let transport = attach(index, Box::new(device), None, &self.vm, &self.memory, &self.event_loop)?;
         machine.replace(index, transport);
-        Ok(())
+        Ok(index)
     }
 }
 

@@ -57,6 +57,21 @@ fn number(slot: usize) -> usize {
     slot + 1
 }
 
+/// QEMU's names of what driver and TAP device leave to each other.
+const OFFLOADS: [&str; 11] = [
+    "csum",
+    "gso",
+    "guest_csum",
+    "guest_tso4",
+    "guest_tso6",
+    "guest_ecn",
+    "guest_ufo",
+    "host_tso4",
+    "host_tso6",
+    "host_ecn",
+    "host_ufo",
+];
+
 fn device(id: &str, nic: &Nic, pairs: usize) -> qmp::device_add {
     let mac = nic.mac.map(|byte| format!("{byte:02x}")).join(":");
     let mut arguments = qapi::Dictionary::new();
@@ -66,6 +81,9 @@ fn device(id: &str, nic: &Nic, pairs: usize) -> qmp::device_add {
     set("addr", format!("{:x}", number(nic.slot)).into());
     // No boot from the network.
     set("romfile", "".into());
+    if !nic.offloads {
+        OFFLOADS.iter().for_each(|name| set(name, false.into()));
+    }
     if pairs > 1 {
         set("mq", true.into());
         // One for each queue, for the control queue, and for the configuration.
@@ -85,10 +103,19 @@ mod tests {
 
     #[test]
     fn the_device_is_where_the_guest_is_told() {
-        let nic = Nic { slot: 3, mac: [2, 0, 0, 0, 0, 0xab], taps: Vec::new(), vhost: Vec::new() };
-        let text = serde_json::to_value(device("net3", &nic, 2)).expect("plain data");
+        let nic = |offloads| Nic {
+            slot: 3,
+            mac: [2, 0, 0, 0, 0, 0xab],
+            taps: Vec::new(),
+            vhost: Vec::new(),
+            offloads,
+        };
+        let text = serde_json::to_value(device("net3", &nic(true), 2)).expect("plain data");
         assert_eq!(text["addr"], "4");
         assert_eq!(text["mac"], "02:00:00:00:00:ab");
         assert_eq!((&text["vectors"], &text["mq"]), (&6.into(), &true.into()));
+        assert!(text.get("csum").is_none());
+        let text = serde_json::to_value(device("net3", &nic(false), 1)).expect("plain data");
+        assert_eq!((&text["csum"], &text["host_tso4"]), (&false.into(), &false.into()));
     }
 }
