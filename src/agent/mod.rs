@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use rt_proto::messages::{
     ChangeNetworkRequest, ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, HelloRequest,
     PlugNetworkRequest, ProcessRequest, ReadLogRequest, ReleaseShareRequest, ResizeTerminalRequest,
-    SetProcessorsRequest, SignalProcessRequest, UpdateContainerRequest, WatchOomRequest,
+    ServeNamesRequest, SetProcessorsRequest, SignalProcessRequest, UpdateContainerRequest, WatchOomRequest,
 };
 pub use rt_proto::messages::{LogRecord, NetworkDevice, PreservedDescriptor, ProcessInfo};
 use rt_proto::service::AgentClient;
@@ -388,6 +388,15 @@ impl Agent {
         let reply = self.call(call, |context| self.client.set_processors(context, &request))?;
         u8::try_from(reply.count)
             .map_err(|_| Error::Impossible { call, what: format!("{} processors", reply.count) })
+    }
+
+    /// Has the guest listen where docker's resolver does; questions come on the stream of this number ([`open_stream`]).
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn serve_names(&self, stream: u64) -> Result<(), Error> {
+        let request = ServeNamesRequest { stream, ..Default::default() };
+        self.call("ServeNames", |context| self.client.serve_names(context, &request)).map(drop)
     }
 
     /// Ends what is left of a container and forgets it.

@@ -32,6 +32,7 @@ mod process;
 mod processes;
 mod processors;
 mod report;
+mod resolver;
 mod resources;
 mod rootfs;
 mod runner;

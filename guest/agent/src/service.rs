@@ -18,7 +18,7 @@ use crate::exec::NOT_RUNNING;
 use crate::process::Process;
 use crate::runner::STATE_DIR;
 use crate::server::{self, Names, Shared};
-use crate::{freezer, kmsg, network, oom, processes, processors, resources, share, stats, sys};
+use crate::{freezer, kmsg, network, oom, processes, processors, resolver, resources, share, stats, sys};
 
 /// Longest container ID: it names directories.
 const MAX_ID: usize = 255;
@@ -305,6 +305,13 @@ impl Agent for Service {
         let mut response = wire::SetProcessorsResponse::new();
         response.count = processors::set(request.count).map_err(internal)?;
         Ok(response)
+    }
+
+    fn serve_names(&self, _: &TtrpcContext, request: wire::ServeNamesRequest) -> ttrpc::Result<wire::Empty> {
+        let stream = self.0.streams.take(request.stream).map_err(|error| internal(error.to_string()))?;
+        resolver::serve(stream)
+            .map_err(|error| internal(format!("cannot listen where docker's resolver does: {error}")))?;
+        Ok(wire::Empty::new())
     }
 
     fn release_share(
