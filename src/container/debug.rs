@@ -1,7 +1,7 @@
 //! `rt debug`: a shell in the guest itself, beside its agent.
 //!
 //! The guest has no program but the agent, so the host lends it one: a static shell, busybox where nothing else is named,
-//! goes over a stream of its own into the guest's memory and is gone with its last process (docs/decisions/0015).
+//! goes over a stream of its own into the guest's memory and is gone with its last process (docs/decisions/0016).
 
 use std::fs::File;
 use std::io::{self, Read};
