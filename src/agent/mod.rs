@@ -110,23 +110,26 @@ pub fn read_beacon(connection: OwnedFd) -> Result<(), Error> {
     if beacon.version == PROTOCOL_VERSION { Ok(()) } else { Err(Error::Version { guest: beacon.version }) }
 }
 
+/// For a stream to be accepted. The agent has answered by then, so it is only a matter of how much the guest has to do.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// Opens a standard stream: `identifier` is what CreateContainer then names it by.
 ///
 /// # Errors
 /// [`Error::Vm`], [`Error::Stream`]
 pub fn open_stream(vsock: &Path, identifier: u64) -> Result<UnixStream, Error> {
-    let mut stream = UnixStream::from(hypervisor::connect(vsock, STREAM_PORT)?);
+    let mut stream = UnixStream::from(hypervisor::connect(vsock, STREAM_PORT, STREAM_TIMEOUT)?);
     stream.write_all(&identifier.to_le_bytes()).map_err(Error::Stream)?;
     Ok(stream)
 }
 
 impl Agent {
-    /// Connects to a guest whose beacon has been seen. `timeout` holds for each call but the waiting one.
+    /// Connects to a guest whose beacon has been seen. `timeout` holds for that, and for each call but the waiting one.
     ///
     /// # Errors
     /// [`Error::Vm`], [`Error::Transport`]
     pub fn connect(vsock: &Path, timeout: Duration) -> Result<Self, Error> {
-        let connection = hypervisor::connect(vsock, AGENT_PORT)?;
+        let connection = hypervisor::connect(vsock, AGENT_PORT, timeout)?;
         let client = ttrpc::Client::new(connection.into_raw_fd())
             .map_err(|error| Error::Transport { call: "connect", reason: error.to_string() })?;
         Ok(Self { client: AgentClient::new(client), timeout })

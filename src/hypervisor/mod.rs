@@ -209,15 +209,12 @@ pub trait Vm {
     fn end(&mut self) -> Ending;
 }
 
-/// How long the guest may take to accept a stream on a port where it listens.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// A stream to a port on which the guest listens; `socket` is [`VmRecord::vsock`].
+/// A stream to a port on which the guest listens; `socket` is [`VmRecord::vsock`]. The guest may take so long to accept it.
 ///
 /// # Errors
 /// [`Error::Connect`]
-pub fn connect(socket: &Path, port: u32) -> Result<OwnedFd, Error> {
-    vsock::connect_unix(socket, port, Instant::now() + CONNECT_TIMEOUT)
+pub fn connect(socket: &Path, port: u32, timeout: Duration) -> Result<OwnedFd, Error> {
+    vsock::connect_unix(socket, port, Instant::now() + timeout)
         .map_err(|source| Error::Connect { port, source })
 }
 
