@@ -1,10 +1,8 @@
 //! A running server's share grows and shrinks, as containers join and leave a sandbox. The server takes no part in it: what is
 //! mounted in its namespace it serves, and the guest finds it by name.
 
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use super::launch::step;
 use super::{Entry, Error};
 use crate::jail::{self, Bind};
 use crate::sys::pidfd::ProcessId;
@@ -15,7 +13,7 @@ use crate::sys::pidfd::ProcessId;
 /// [`Error::Gone`] when the server has ended; [`Error::Jail`].
 pub fn attach(process: ProcessId, entries: &[Entry]) -> Result<(), Error> {
     let binds: Vec<Bind> = entries.iter().cloned().map(Bind::from).collect();
-    Ok(jail::extend(open(process)?.as_fd(), &binds)?)
+    jail::extend(process, &binds).map_err(failed)
 }
 
 /// Takes entries away, whether all of them are there or not. What the guest has open stays so until it closes it.
@@ -23,9 +21,12 @@ pub fn attach(process: ProcessId, entries: &[Entry]) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Gone`] when the server has ended, and everything with it; [`Error::Jail`].
 pub fn detach(process: ProcessId, names: &[PathBuf]) -> Result<(), Error> {
-    Ok(jail::withdraw(open(process)?.as_fd(), names)?)
+    jail::withdraw(process, names).map_err(failed)
 }
 
-fn open(process: ProcessId) -> Result<OwnedFd, Error> {
-    process.open().map_err(step("open the file server's process"))?.ok_or(Error::Gone)
+fn failed(error: jail::Error) -> Error {
+    match error {
+        jail::Error::Ended => Error::Gone,
+        other => other.into(),
+    }
 }

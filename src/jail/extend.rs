@@ -12,18 +12,19 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
 use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{Mode, fstatat, umask};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::{UnlinkatFlags, chroot, fchdir, unlinkat};
 
 use super::root::{self, Bind};
 use super::{Error, path_error, step};
 use crate::sys::mount;
+use crate::sys::pidfd::ProcessId;
 
-/// Lays more into the root of a running helper that was started with [`Root::Share`](super::Root::Share). `helper` is its pidfd.
-/// Nothing is added after an error.
+/// Lays more into the root of a running helper that was started with [`Root::Share`](super::Root::Share). Nothing is added after
+/// an error.
 ///
 /// # Errors
-/// [`Error`]: the helper has ended, a source cannot be used, or a target is taken.
-pub fn extend(helper: BorrowedFd<'_>, binds: &[Bind]) -> Result<(), Error> {
+/// [`Error::Ended`]; [`Error`]: a source cannot be used, or a target is taken.
+pub fn extend(helper: ProcessId, binds: &[Bind]) -> Result<(), Error> {
     let (binds, attributes) = root::plan_share(binds)?;
     // Before entering, where the host's paths are.
     let sources = binds.iter().map(root::open_source).collect::<Result<Vec<_>, _>>()?;
@@ -53,8 +54,8 @@ pub fn extend(helper: BorrowedFd<'_>, binds: &[Bind]) -> Result<(), Error> {
 /// that are not there are passed over.
 ///
 /// # Errors
-/// [`Error`]: the helper has ended.
-pub fn withdraw(helper: BorrowedFd<'_>, targets: &[PathBuf]) -> Result<(), Error> {
+/// [`Error::Ended`]; [`Error`]
+pub fn withdraw(helper: ProcessId, targets: &[PathBuf]) -> Result<(), Error> {
     targets.iter().try_for_each(|target| root::check_target(target))?;
     inside(helper, || {
         let tree = writable_root()?;
@@ -62,15 +63,16 @@ pub fn withdraw(helper: BorrowedFd<'_>, targets: &[PathBuf]) -> Result<(), Error
     })
 }
 
-/// Runs `work` in the mount namespace of a process, and nothing else there.
-fn inside<T: Send>(
-    process: BorrowedFd<'_>,
-    work: impl FnOnce() -> Result<T, Error> + Send,
-) -> Result<T, Error> {
+/// Runs `work` where a helper lives, in its mount namespace and its root, and nothing else there.
+fn inside<T: Send>(helper: ProcessId, work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
+    let process = helper.open().map_err(step("open the process of a helper"))?.ok_or(Error::Ended)?;
+    let root = open_root(helper)?;
     let work = || {
         // Root, working directory and umask of this thread alone.
         unshare(CloneFlags::CLONE_FS).map_err(step("separate a thread"))?;
         setns(process, CloneFlags::CLONE_NEWNS).map_err(step("enter the mount namespace of a helper"))?;
+        // The root of the namespace, where setns leads, is another one if whoever started the helper lived in a chroot(2).
+        fchdir(&root).and_then(|()| chroot(".")).map_err(step("enter the root of a helper"))?;
         umask(Mode::empty());
         work()
     };
@@ -79,6 +81,17 @@ fn inside<T: Send>(
         let thread = thread.map_err(step("start a thread"))?;
         thread.join().unwrap_or_else(|_| unreachable!("panics abort"))
     })
+}
+
+fn open_root(helper: ProcessId) -> Result<OwnedFd, Error> {
+    let path = format!("/proc/{}/root", helper.pid);
+    let root =
+        openat(AT_FDCWD, path.as_str(), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+    // Afterwards: a number that is still this process's was so when its root was opened.
+    match helper.is_alive() {
+        true => root.map_err(step("open the root of a helper")),
+        false => Err(Error::Ended),
+    }
 }
 
 /// The root's tmpfs once more, writable: the helper's own mount of it stays read-only.

@@ -79,6 +79,8 @@ pub enum Error {
     NotSpawned(&'static str),
     #[error("the process that started this one has ended")]
     Orphaned,
+    #[error("the helper process has ended")]
+    Ended,
     #[error("cannot enter the jail: {what}")]
     Enter {
         what: &'static str,

@@ -12,12 +12,15 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
 use vhost::VhostBackend;
 
 use rt::config::Cache;
 use rt::fsd::{self, Entry, Fsd, FsdSpec};
 use rt::jail::{self, Bind, Child, Device, Jail, Limits, Root, Spawn, System, User, enter};
+use rt::sys::pidfd::ProcessId;
 use rt::sys::{fd, process};
 
 const LIMITS: Limits = Limits { open_files: 1_000_000, threads: 16, file_size: None };
@@ -32,10 +35,11 @@ fn main() -> ExitCode {
         Some("fsd") => return fsd::main(&arguments[2..]),
         _ => {}
     }
-    let checks: [(&str, fn()); 13] = [
+    let checks: [(&str, fn()); 14] = [
         ("a sealed process has nothing", a_sealed_process_has_nothing),
         ("a share holds its entries and nothing else", a_share_holds_its_entries_and_nothing_else),
         ("a share grows and shrinks from outside", a_share_grows_and_shrinks_from_outside),
+        ("a share grows and shrinks in a chroot", the_same_in_a_chroot),
         ("a system is read-only and has few devices", a_system_is_read_only_and_has_few_devices),
         ("a device opens for the helper", a_device_opens_for_the_helper),
         ("dies with the thread that started it", dies_with_the_thread_that_started_it),
@@ -185,6 +189,7 @@ fn a_share_holds_its_entries_and_nothing_else() {
 /// The helper takes no part in it, and gains nothing by it.
 fn a_share_grows_and_shrinks_from_outside() {
     let (child, _socket) = entered(b's');
+    let helper = ProcessId::of(child.pid).unwrap();
     let bind = |source: &Path, target: &str, readonly| Bind {
         source: source.into(),
         target: target.into(),
@@ -199,7 +204,7 @@ fn a_share_grows_and_shrinks_from_outside() {
     ];
     let mounts = || fs::read_to_string(format!("/proc/{}/mountinfo", child.pid)).unwrap();
     let (before, own) = (mounts(), fs::read_to_string("/proc/self/mountinfo").unwrap());
-    jail::extend(child.pidfd.as_fd(), &binds).unwrap();
+    jail::extend(helper, &binds).unwrap();
     assert_eq!(listing(&child, ""), ["c1", "c2"]);
     assert_eq!(listing(&child, "c2/mounts"), ["1", "2"]);
     assert_eq!(listing(&child, "c2/rootfs"), ["pipe"]);
@@ -211,22 +216,37 @@ fn a_share_grows_and_shrinks_from_outside() {
 
     // All or nothing.
     let more = [bind(dir.path(), "c2/a", false), bind(dir.path(), "c2/rootfs", false)];
-    jail::extend(child.pidfd.as_fd(), &more[..]).unwrap_err();
+    jail::extend(helper, &more[..]).unwrap_err();
     assert_eq!(listing(&child, "c2"), ["mounts", "rootfs"]);
     let missing = [bind("/no/such".as_ref(), "c3/a", false)];
-    assert!(jail::extend(child.pidfd.as_fd(), &missing).unwrap_err().to_string().contains("/no/such"));
+    assert!(jail::extend(helper, &missing).unwrap_err().to_string().contains("/no/such"));
     for bad in ["../c3", "/c3", "c2/rootfs/x/.."] {
-        jail::extend(child.pidfd.as_fd(), &[bind(dir.path(), bad, false)]).unwrap_err();
-        jail::withdraw(child.pidfd.as_fd(), &[bad.into()]).unwrap_err();
+        jail::extend(helper, &[bind(dir.path(), bad, false)]).unwrap_err();
+        jail::withdraw(helper, &[bad.into()]).unwrap_err();
     }
 
     let names = ["c2/mounts/1", "c2/mounts/2", "c2/rootfs", "c2/never"].map(Into::into);
-    jail::withdraw(child.pidfd.as_fd(), &names).unwrap();
-    jail::withdraw(child.pidfd.as_fd(), &names).unwrap();
+    jail::withdraw(helper, &names).unwrap();
+    jail::withdraw(helper, &names).unwrap();
     assert_eq!((listing(&child, ""), mounts()), (vec!["c1".to_owned()], before));
     process::kill(child.pidfd.as_fd());
     process::reap(child.pid);
-    jail::extend(child.pidfd.as_fd(), &binds).unwrap_err();
+    jail::extend(helper, &binds).unwrap_err();
+}
+
+/// Where the root of whoever starts a helper is not its mount namespace's, as in a rescue system or an initramfs.
+fn the_same_in_a_chroot() {
+    let dir = tempfile::tempdir().unwrap();
+    let chrooted = || {
+        let none = None::<&str>;
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        mount(Some("/"), dir.path(), none, MsFlags::MS_REC | MsFlags::MS_BIND, none).unwrap();
+        nix::unistd::chroot(dir.path()).unwrap();
+        nix::unistd::chdir("/").unwrap();
+        a_share_grows_and_shrinks_from_outside();
+    };
+    std::thread::scope(|scope| scope.spawn(chrooted).join()).unwrap();
 }
 
 fn a_system_is_read_only_and_has_few_devices() {
