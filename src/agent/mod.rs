@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use rt_proto::messages::{
     ChangeNetworkRequest, ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, HelloRequest,
     PlugNetworkRequest, ProcessRequest, ReadLogRequest, ReleaseShareRequest, ResizeTerminalRequest,
-    SignalProcessRequest, UpdateContainerRequest, WatchOomRequest,
+    ServeNamesRequest, SignalProcessRequest, UpdateContainerRequest, WatchOomRequest,
 };
 pub use rt_proto::messages::{LogRecord, NetworkDevice, PreservedDescriptor, ProcessInfo};
 use rt_proto::service::AgentClient;
@@ -368,6 +368,15 @@ impl Agent {
             return Ok(errors);
         }
         Err(Error::Impossible { call, what: format!("{} answers to {wanted} requests", errors.len()) })
+    }
+
+    /// Has the guest listen where docker's resolver does; questions come on the stream of this number ([`open_stream`]).
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn serve_names(&self, stream: u64) -> Result<(), Error> {
+        let request = ServeNamesRequest { stream, ..Default::default() };
+        self.call("ServeNames", |context| self.client.serve_names(context, &request)).map(drop)
     }
 
     /// Ends what is left of a container and forgets it.

@@ -17,6 +17,7 @@ mod notify;
 mod pod;
 mod preserve;
 mod record;
+mod resolver;
 mod signals;
 mod state;
 pub(crate) mod stats;

@@ -16,6 +16,7 @@ use super::network::{Choice, Watched};
 use super::notify;
 use super::preserve::{self, Preserved};
 use super::record::{self, Record, Status, Store};
+use super::resolver::Resolver;
 use super::signals::{Signals, Watch};
 use super::state::StateView;
 use super::stdio::{Pumps, Stdio, Streams};
@@ -318,7 +319,9 @@ impl Monitor {
             Some(signal) => Error::Interrupted(signal),
             None => error.into(),
         })?;
-        self.record = network.configure(&self.store, &self.request.id, attached?, &sandbox.agent)?;
+        let resolver = Resolver::new(&self.bundle, &sandbox.vm.record().vsock);
+        self.record =
+            network.configure(&self.store, &self.request.id, attached?, &sandbox.agent, resolver)?;
         self.timeline.mark("network.configured");
         self.place = Some(Place::Own(Box::new(sandbox)));
         Ok((spec, watch))

@@ -12,6 +12,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use oci_spec::runtime::Spec;
 
 use super::record::{Error as StateError, Record, State, Status, Store};
+use super::resolver::Resolver;
 use super::{Error, system};
 use crate::agent::Agent;
 use crate::config::{self, HostNetwork};
@@ -142,7 +143,7 @@ impl Watched {
         attach(&state, &mut record, &self.namespace)
     }
 
-    /// The guest's half. From now on the network is kept in step.
+    /// The guest's half. From now on the network, and the way to docker's resolver, is kept in step.
     ///
     /// # Errors
     /// [`Error::Network`], [`Error::State`], [`Error::System`]
@@ -152,13 +153,19 @@ impl Watched {
         id: &str,
         wanted: Layout,
         agent: &Agent,
+        mut resolver: Resolver,
     ) -> Result<Record, Error> {
         let mut network = store.read(id)?.network;
         network.configure(wanted, agent)?;
         if network.is_used()
             && let Some(events) = self.events.take()
         {
-            self.watcher = Some(Watcher::start(events, store.clone(), id.to_owned(), agent.clone())?);
+            resolver.catch_up(&self.namespace, agent)?;
+            let (store, own, agent) = (store.clone(), id.to_owned(), agent.clone());
+            let namespace = self.namespace.try_clone()?;
+            let look =
+                move || catch_up(&store, &own, &agent).and_then(|()| resolver.catch_up(&namespace, &agent));
+            self.watcher = Some(Watcher::start(events, id.to_owned(), look)?);
         }
         Ok(store.change(id, |record| record.network = network)?)
     }
@@ -188,13 +195,17 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn start(events: Events, store: Store, id: String, agent: Agent) -> Result<Self, Error> {
+    fn start(
+        events: Events,
+        id: String,
+        mut look: impl FnMut() -> Result<(), Error> + Send + 'static,
+    ) -> Result<Self, Error> {
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map(Arc::new);
         let stop = stop.map_err(|errno| system("make an eventfd")(errno.into()))?;
         let until = Arc::clone(&stop);
         let work = move || {
             while wait(&events, &until) {
-                match catch_up(&store, &id, &agent) {
+                match look() {
                     // Deleted meanwhile.
                     Err(Error::State(StateError::Missing(_))) => return,
                     Err(error) => tracing::warn!("the network of {id}: {}", crate::log::chain(&error)),

@@ -6,6 +6,7 @@
 mod bench;
 mod cni;
 mod faults;
+mod names;
 pub mod netns;
 mod plugging;
 pub mod traffic;

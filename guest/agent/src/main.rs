@@ -30,6 +30,7 @@ mod oom;
 mod process;
 mod processes;
 mod report;
+mod resolver;
 mod resources;
 mod rootfs;
 mod runner;

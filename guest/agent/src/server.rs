@@ -44,7 +44,7 @@ pub struct Shared {
     /// Held while the share is mounted: callers may come at once.
     pub greeting: Mutex<bool>,
     link: OwnedFd,
-    streams: Arc<Registry>,
+    pub streams: Arc<Registry>,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
     /// The processes whose creation or end PID 1 has yet to report, by their number.
     pending: Mutex<BTreeMap<u64, Arc<Process>>>,

@@ -16,7 +16,7 @@ use ttrpc::{Code, TtrpcContext};
 use crate::exec::NOT_RUNNING;
 use crate::runner::STATE_DIR;
 use crate::server::{self, Names, Shared};
-use crate::{freezer, kmsg, network, oom, processes, resources, share, stats, sys};
+use crate::{freezer, kmsg, network, oom, processes, resolver, resources, share, stats, sys};
 
 /// Longest container ID: it names directories.
 const MAX_ID: usize = 255;
@@ -299,6 +299,13 @@ impl Agent for Service {
         response.errors = network::change(&request.requests)
             .map_err(|error| internal(format!("cannot speak to the guest's kernel: {error}")))?;
         Ok(response)
+    }
+
+    fn serve_names(&self, _: &TtrpcContext, request: wire::ServeNamesRequest) -> ttrpc::Result<wire::Empty> {
+        let stream = self.0.streams.take(request.stream).map_err(|error| internal(error.to_string()))?;
+        resolver::serve(stream)
+            .map_err(|error| internal(format!("cannot listen where docker's resolver does: {error}")))?;
+        Ok(wire::Empty::new())
     }
 
     fn release_share(

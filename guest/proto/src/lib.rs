@@ -5,6 +5,8 @@
 //! to the host ([`BEACON_PORT`]) and sends a [`Beacon`]. The host closes that connection, connects to
 //! [`AGENT_PORT`] and calls `Hello`.
 
+pub mod resolver;
+
 #[allow(clippy::all, missing_docs)]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/generated.rs"));

@@ -46,6 +46,23 @@ check docker::rm docker rm -f dd
 docker network create --subnet 10.77.0.0/24 --gateway 10.77.0.1 one >/dev/null
 docker network create --subnet 10.78.0.0/24 --gateway 10.78.0.1 two >/dev/null
 check docker::bridge docker run --rm --network one bb:1 ping -c 2 -W 5 10.77.0.1
+# By docker's own resolver on 127.0.0.11, which takes iptables with address translation in the container's namespace.
+named() { docker run --rm --network one "$@" bb:1 nslookup web; }
+named_by_rt() { named | grep -q 'Address.* 10.77.0.20$'; }
+known_to_runc() { docker run -d --name web --network one --ip 10.77.0.20 bb:1 sleep 1000 && within 60 named --runtime runc; }
+if known_to_runc >"$work/output" 2>&1; then
+  check docker::names_of_other_containers named_by_rt
+  check docker::names_with_exec within 30 sh -c "docker -H unix://$work/docker.sock exec web nslookup web | grep -q 10.77.0.20"
+else
+  echo "skipped: docker::names_of_other_containers: docker's resolver does not work with runc here: $(tail -1 "$work/output")"
+fi
+docker rm -f web >/dev/null 2>&1
+published() {
+  docker run -d --name served --network one -p 127.0.0.1:8099:80 bb:1 sh -c 'echo page >/tmp/index.html; exec httpd -f -h /tmp' &&
+    within 30 says page ip netns exec "$net" busybox wget -q -O - http://127.0.0.1:8099/
+}
+check docker::published_port published
+docker rm -f served >/dev/null 2>&1
 connected() {
   docker run -d --name net --network one --ip 10.77.0.9 bb:1 sleep 1000 && docker network connect --ip 10.78.0.9 two net || return
   within 30 ip netns exec "$net" busybox ping -c 1 -W 1 10.77.0.9 && within 30 ip netns exec "$net" busybox ping -c 1 -W 1 10.78.0.9
