@@ -214,7 +214,8 @@ pub const SETTINGS: &[Setting] = &[
         form: Form::Word(&["tcfilter", "none"]),
         open: None,
         text: "How the interfaces of a container's network namespace get into its virtual machine. `tcfilter`: by TAP devices and traffic \
-               control's redirection; `none`: not at all, there is a loopback only.",
+               control's redirection; `none`: not at all, there is a loopback only. Kata Containers' `macvtap` is refused: its device \
+               stays behind in the namespace when a virtual machine is killed, where a TAP device goes with its descriptors.",
     },
     Setting {
         key: "network.host",

@@ -42,7 +42,7 @@ impl Choice {
     }
 
     /// The namespace, into which this thread has moved, so that others find it by this process's PID. A process that stands for
-    /// several containers stays where it is.
+    /// several containers has settled in its pod's at its start, as far as others see it, and works from where it is.
     ///
     /// # Errors
     /// [`net::Error`]
@@ -54,7 +54,7 @@ impl Choice {
                 }
                 Ok(namespace.try_clone()?)
             }
-            Self::New if shared => Ok(Namespace::new()?),
+            Self::New if shared => Ok(Namespace::of_process()?.map_or_else(Namespace::new, Ok)?),
             Self::New => {
                 net::make()?;
                 Ok(Namespace::own()?)

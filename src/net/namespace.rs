@@ -71,6 +71,15 @@ impl Namespace {
         Self::open(Path::new(OWN))
     }
 
+    /// That of this process's first thread, where others find it by the PID; `None` when the calling thread lives in the same.
+    ///
+    /// # Errors
+    /// [`Error::Namespace`]
+    pub fn of_process() -> Result<Option<Self>, Error> {
+        let path = Path::new("/proc/self/ns/net");
+        if is_own(path) { Ok(None) } else { Self::open(path).map(Some) }
+    }
+
     /// A new, empty one, which the calling thread does not enter.
     ///
     /// # Errors

@@ -20,7 +20,9 @@ use super::events::Publisher;
 use super::flags::Flags;
 use super::service::Service;
 use super::{Error, LOG_FILE, failed};
+use crate::bundle::Bundle;
 use crate::log;
+use crate::net::{self, Namespace, Wanted};
 use crate::sys::{fd, mount};
 
 /// How long the last replies may take to go out.
@@ -53,7 +55,16 @@ pub fn serve(flags: &Flags) -> Result<(), Error> {
         .map_err(served)?
         .register_service(create_task(service.clone()))
         .register_service(version_2(create_task(service.clone())));
-    server.start().map_err(served)?;
+    // What serves lives in the host's network, as do the threads that it starts.
+    let (settled, begin) = mpsc::channel::<()>();
+    let starter = std::thread::Builder::new().name("starter".into()).spawn(move || {
+        let _ = begin.recv();
+        server.start().map(|()| server)
+    });
+    let starter = starter.map_err(failed("start a thread for", &flags.id))?;
+    settle();
+    drop(settled);
+    let server = starter.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(served)?;
     tracing::info!("serving {} of namespace {}", flags.id, flags.namespace);
     // The sender is in the service, which lives as long as this.
     let _ = stopped.recv();
@@ -72,6 +83,20 @@ pub fn serve(flags: &Flags) -> Result<(), Error> {
         let _ = finished.recv_timeout(LAST_WORDS);
     }
     Ok(())
+}
+
+/// Moves this thread, the process's first, into the network namespace of its pod, whose bundle is the working directory: hooks and
+/// callers look for it at the task's PID. What is wrong with it is for Create to say.
+fn settle() {
+    let Ok(bundle) = Bundle::load(Path::new(".")) else { return };
+    let settled = match Wanted::of(&bundle.spec) {
+        Wanted::New => net::make(),
+        Wanted::Existing(path) => Namespace::open(&path).and_then(|namespace| namespace.enter()),
+        Wanted::Host => Ok(()),
+    };
+    if let Err(error) = settled {
+        tracing::debug!("{}", log::chain(&error));
+    }
 }
 
 /// Takes the listener from standard input, and leaves /dev/null on all three.

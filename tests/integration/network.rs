@@ -189,6 +189,50 @@ fn several_processors_have_several_queues() {
     pair.is_clean();
 }
 
+/// As where the host has no vhost-net: frames larger than the wire's in both directions, and more than the queues hold.
+#[test]
+fn without_vhost_net_the_machine_moves_the_frames_itself() {
+    let pair = Pair::new("");
+    let mut bundle = serving_bundle(&pair);
+    bundle.settings = "[hypervisor]\nvcpus = 2\n[network]\nvhost = false\n".into();
+    let container = bundle.run_detached(&[]);
+    container.wrote("serving");
+    pair.peer.within(|| {
+        let client = Client::new("10.9.0.2");
+        client.datagrams(20);
+        client.holds_connections(50);
+        client.sends(4 << 20);
+        client.receives(4 << 20);
+        client.both_at_once(1 << 20);
+    });
+    drop(container);
+    pair.is_clean();
+}
+
+/// virtio 1.2 §5.1.3: what driver and device have agreed upon, as bits from the lowest on.
+#[test]
+fn checksums_and_segments_are_left_to_the_last() {
+    const OFFLOADS: [(&str, usize); 7] = [
+        ("CSUM", 0),
+        ("GUEST_CSUM", 1),
+        ("GUEST_TSO4", 7),
+        ("GUEST_TSO6", 8),
+        ("HOST_TSO4", 11),
+        ("HOST_TSO6", 12),
+        ("MRG_RXBUF", 15),
+    ];
+    let pair = Pair::new("");
+    let ended = pair.bundle().sh("cat /sys/class/net/eth0/device/features");
+    let (features, mut off) = (ended.text(), Vec::new());
+    for (name, bit) in OFFLOADS {
+        if features.as_bytes().get(bit) != Some(&b'1') {
+            off.push(name);
+        }
+    }
+    assert!(off.is_empty(), "off: {off:?}\n{ended}");
+    pair.is_clean();
+}
+
 #[test]
 fn the_hosts_network_is_refused_or_replaced_by_an_empty_one() {
     let mut bundle = Bundle::new();

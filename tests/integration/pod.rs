@@ -437,6 +437,29 @@ fn the_machine_is_as_large_as_the_pods_limits() {
     assert!((190..=228).contains(&numbers[1]), "{numbers:?}");
 }
 
+/// Each container's filter is its own, and holds for what is executed in it.
+#[test]
+fn a_seccomp_filter_is_one_containers() {
+    let pause = sandbox();
+    let pod = running(&pause);
+    let script = "echo up; exec sleep 1000";
+    let mut bundles = [member(&pause, pod.pid(), script), member(&pause, pod.pid(), script)];
+    bundles[0].config["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]});
+    let [filtered, free] = bundles.each_ref().map(|bundle| running(bundle));
+    filtered.wrote("up");
+    free.wrote("up");
+    let filter = "grep ^Seccomp: /proc/1/status /proc/self/status | awk '{ print $2 }'";
+    filtered.sh(filter).says(&["2", "2"]);
+    free.sh(filter).says(&["0", "0"]);
+    filtered
+        .sh("mkdir /tmp/d 2>&1")
+        .code(1)
+        .stdout("mkdir: can't create directory '/tmp/d': Operation not permitted\n");
+    free.sh("mkdir /tmp/d").says(&[]);
+}
+
 /// Privileged in the guest, and the host's devices are not there: neither as nodes nor in the kernel.
 #[test]
 fn a_privileged_container_is_so_in_the_guest() {

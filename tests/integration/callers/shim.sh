@@ -125,6 +125,15 @@ metrics() {
 }
 check shim::metrics metrics
 check shim::ps sh -c "$ctr_ task ps d | grep -q '^[0-9]'"
+# Without a path in the spec, callers find the network namespace by the task's PID, as with runc's shim.
+network_by_pid() {
+  local pid; pid=$(ctr task ls | awk '$1 == "d" { print $2 }')
+  [ "$(readlink "/proc/$pid/ns/net")" != "$(readlink /proc/self/ns/net)" ] || { echo "the task is in the host's network"; return 1; }
+  ip link add "rts$$" type veth peer name eth0 netns "$pid" && ip addr add 10.214.7.1/30 dev "rts$$" && ip link set "rts$$" up &&
+    nsenter -t "$pid" -n sh -c 'ip addr add 10.214.7.2/30 dev eth0 && ip link set eth0 up' &&
+    within 30 busybox ping -c 1 -W 1 10.214.7.2 && ip link del "rts$$"
+}
+check shim::network_by_pid network_by_pid
 check shim::running_is_not_deleted sh -c "! $ctr_ task delete d"
 kill $events 2>/dev/null; wait $events 2>/dev/null
 told() {
