@@ -3,22 +3,28 @@
 //! The agent is in the guest, so every reply is an enemy's: sizes are bounded by ttRPC's message limit, numbers are
 //! checked here, and text is made printable before it gets into a message or log.
 
+mod client;
+
 use std::collections::HashMap;
 use std::io::Write;
-use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use protobuf::Message;
 use rt_proto::messages::{
-    ChangeNetworkRequest, ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, HelloRequest,
-    PlugNetworkRequest, ProcessRequest, ReadLogRequest, ReleaseShareRequest, ResizeTerminalRequest,
-    ServeNamesRequest, SetProcessorsRequest, SignalProcessRequest, UpdateContainerRequest, WatchOomRequest,
+    ChangeNetworkRequest, ChangeNetworkResponse, ContainerRequest, ContainerStatsResponse,
+    CreateContainerRequest, Empty, ExecProcessRequest, HelloRequest, HelloResponse, ListProcessesResponse,
+    PlugNetworkRequest, PlugNetworkResponse, ProcessRequest, ReadLogRequest, ReadLogResponse,
+    ReleaseShareRequest, ResizeTerminalRequest, ServeNamesRequest, SetProcessorsRequest,
+    SetProcessorsResponse, SignalProcessRequest, UpdateContainerRequest, WaitProcessResponse,
+    WatchOomRequest, WatchOomResponse,
 };
 pub use rt_proto::messages::{LogRecord, NetworkDevice, PreservedDescriptor, ProcessInfo};
-use rt_proto::service::AgentClient;
 use rt_proto::{AGENT_PORT, Beacon, PROTOCOL_VERSION, STREAM_PORT};
 
+use self::client::{Client, Failure};
 use crate::hypervisor;
 use crate::sys::{random, text::printable};
 
@@ -50,7 +56,7 @@ pub enum Error {
 /// A connection to the agent of one sandbox. Clones share it; calls may be made from several threads.
 #[derive(Clone)]
 pub struct Agent {
-    client: AgentClient,
+    client: Client,
     timeout: Duration,
 }
 
@@ -118,21 +124,43 @@ const STREAM_TIMEOUT: Duration = Duration::from_secs(120);
 /// # Errors
 /// [`Error::Vm`], [`Error::Stream`]
 pub fn open_stream(vsock: &Path, identifier: u64) -> Result<UnixStream, Error> {
-    let mut stream = UnixStream::from(hypervisor::connect(vsock, STREAM_PORT, STREAM_TIMEOUT)?);
-    stream.write_all(&identifier.to_le_bytes()).map_err(Error::Stream)?;
-    Ok(stream)
+    begin_stream(vsock, identifier)?.finish()
+}
+
+/// A stream that has been asked for.
+pub struct OpeningStream {
+    connecting: hypervisor::Connecting,
+    identifier: u64,
+}
+
+/// Asks for a stream as [`open_stream`] does, and does not wait for it.
+///
+/// # Errors
+/// [`Error::Vm`]
+pub fn begin_stream(vsock: &Path, identifier: u64) -> Result<OpeningStream, Error> {
+    Ok(OpeningStream {
+        connecting: hypervisor::begin_connect(vsock, STREAM_PORT, STREAM_TIMEOUT)?,
+        identifier,
+    })
+}
+
+impl OpeningStream {
+    /// # Errors
+    /// [`Error::Vm`], [`Error::Stream`]
+    pub fn finish(self) -> Result<UnixStream, Error> {
+        let mut stream = UnixStream::from(self.connecting.finish()?);
+        stream.write_all(&self.identifier.to_le_bytes()).map_err(Error::Stream)?;
+        Ok(stream)
+    }
 }
 
 impl Agent {
     /// Connects to a guest whose beacon has been seen. `timeout` holds for that, and for each call but the waiting one.
     ///
     /// # Errors
-    /// [`Error::Vm`], [`Error::Transport`]
+    /// [`Error::Vm`]
     pub fn connect(vsock: &Path, timeout: Duration) -> Result<Self, Error> {
-        let connection = hypervisor::connect(vsock, AGENT_PORT, timeout)?;
-        let client = ttrpc::Client::new(connection.into_raw_fd())
-            .map_err(|error| Error::Transport { call: "connect", reason: error.to_string() })?;
-        Ok(Self { client: AgentClient::new(client), timeout })
+        Ok(Self { client: Client::new(hypervisor::connect(vsock, AGENT_PORT, timeout)?.into()), timeout })
     }
 
     /// The first call: versions, clock, entropy and the share.
@@ -151,7 +179,7 @@ impl Agent {
             hostname: hostname.into(),
             ..Default::default()
         };
-        let reply = self.call("Hello", |context| self.client.hello(context, &request))?;
+        let reply: HelloResponse = self.call("Hello", &request)?;
         if reply.version != PROTOCOL_VERSION {
             return Err(Error::Version { guest: reply.version });
         }
@@ -191,7 +219,7 @@ impl Agent {
             lifeline,
             ..Default::default()
         };
-        self.call("CreateContainer", |context| self.client.create_container(context, &request)).map(drop)
+        self.tell("CreateContainer", &request)
     }
 
     /// Lets a container's process run; where it has `hooks` to run first, that takes as long as it takes.
@@ -202,7 +230,7 @@ impl Agent {
         let request = ContainerRequest { container_id: id.into(), ..Default::default() };
         let patient =
             Self { client: self.client.clone(), timeout: if hooks { Duration::MAX } else { self.timeout } };
-        patient.call("StartContainer", |context| self.client.start_container(context, &request)).map(drop)
+        patient.tell("StartContainer", &request)
     }
 
     /// Runs another process in a container, or beside the agent when it brings its program along. `process` is the runtime-spec's object as JSON, `exec_id` the caller's choice,
@@ -235,12 +263,7 @@ impl Agent {
             program: streams.program,
             ..Default::default()
         };
-        if request.program != 0 {
-            return self
-                .call("DebugProcess", |context| self.client.debug_process(context, &request))
-                .map(drop);
-        }
-        self.call("ExecProcess", |context| self.client.exec_process(context, &request)).map(drop)
+        self.tell(if request.program != 0 { "DebugProcess" } else { "ExecProcess" }, &request)
     }
 
     /// Blocks until the process has ended, the container's own where `exec_id` is empty.
@@ -251,10 +274,7 @@ impl Agent {
         let request =
             ProcessRequest { container_id: id.into(), exec_id: exec_id.into(), ..Default::default() };
         let call = "WaitProcess";
-        let reply = self
-            .client
-            .wait_process(ttrpc::context::Context::default(), &request)
-            .map_err(|error| failed(call, Duration::ZERO, error))?;
+        let reply: WaitProcessResponse = self.call_within(call, &request, None)?;
         let code = u8::try_from(reply.exit_code)
             .map_err(|_| Error::Impossible { call, what: format!("exit code {}", reply.exit_code) })?;
         Ok(Exit { code, oom_kills: reply.oom_kills })
@@ -272,7 +292,7 @@ impl Agent {
             all,
             ..Default::default()
         };
-        self.call("SignalProcess", |context| self.client.signal_process(context, &request)).map(drop)
+        self.tell("SignalProcess", &request)
     }
 
     /// # Errors
@@ -285,7 +305,7 @@ impl Agent {
             columns: columns.into(),
             ..Default::default()
         };
-        self.call("ResizeTerminal", |context| self.client.resize_terminal(context, &request)).map(drop)
+        self.tell("ResizeTerminal", &request)
     }
 
     /// Freezes the container's processes.
@@ -294,14 +314,14 @@ impl Agent {
     /// [`Error`]
     pub fn pause_container(&self, id: &str) -> Result<(), Error> {
         let request = ContainerRequest { container_id: id.into(), ..Default::default() };
-        self.call("PauseContainer", |context| self.client.pause_container(context, &request)).map(drop)
+        self.tell("PauseContainer", &request)
     }
 
     /// # Errors
     /// [`Error`]
     pub fn resume_container(&self, id: &str) -> Result<(), Error> {
         let request = ContainerRequest { container_id: id.into(), ..Default::default() };
-        self.call("ResumeContainer", |context| self.client.resume_container(context, &request)).map(drop)
+        self.tell("ResumeContainer", &request)
     }
 
     /// Changes limits; `resources` is the runtime-spec's object as JSON.
@@ -310,7 +330,7 @@ impl Agent {
     /// [`Error`]
     pub fn update_container(&self, id: &str, resources: Vec<u8>) -> Result<(), Error> {
         let request = UpdateContainerRequest { container_id: id.into(), resources, ..Default::default() };
-        self.call("UpdateContainer", |context| self.client.update_container(context, &request)).map(drop)
+        self.tell("UpdateContainer", &request)
     }
 
     /// The container's processes; their text is printable.
@@ -319,7 +339,7 @@ impl Agent {
     /// [`Error`]
     pub fn list_processes(&self, id: &str) -> Result<Vec<ProcessInfo>, Error> {
         let request = ContainerRequest { container_id: id.into(), ..Default::default() };
-        let reply = self.call("ListProcesses", |context| self.client.list_processes(context, &request))?;
+        let reply: ListProcessesResponse = self.call("ListProcesses", &request)?;
         let mut processes = reply.processes;
         for process in &mut processes {
             process.command = printable(&process.command, 4096);
@@ -334,7 +354,7 @@ impl Agent {
     /// [`Error`]
     pub fn container_stats(&self, id: &str) -> Result<HashMap<String, String>, Error> {
         let request = ContainerRequest { container_id: id.into(), ..Default::default() };
-        Ok(self.call("ContainerStats", |context| self.client.container_stats(context, &request))?.cgroup)
+        Ok(self.call::<ContainerStatsResponse>("ContainerStats", &request)?.cgroup)
     }
 
     /// Blocks until more than `seen` processes of the container were killed for want of memory, or it has ended.
@@ -343,10 +363,7 @@ impl Agent {
     /// [`Error`]
     pub fn watch_oom(&self, id: &str, seen: u64) -> Result<OomWatch, Error> {
         let request = WatchOomRequest { container_id: id.into(), seen, ..Default::default() };
-        let reply = self
-            .client
-            .watch_oom(ttrpc::context::Context::default(), &request)
-            .map_err(|error| failed("WatchOom", Duration::ZERO, error))?;
+        let reply: WatchOomResponse = self.call_within("WatchOom", &request, None)?;
         Ok(OomWatch { kills: reply.oom_kills, ended: reply.ended })
     }
 
@@ -358,7 +375,7 @@ impl Agent {
         let wanted = devices.len();
         let request = PlugNetworkRequest { devices, ..Default::default() };
         let call = "PlugNetwork";
-        let reply = self.call(call, |context| self.client.plug_network(context, &request))?;
+        let reply: PlugNetworkResponse = self.call(call, &request)?;
         if reply.indexes.len() == wanted && !reply.indexes.contains(&0) {
             return Ok(reply.indexes);
         }
@@ -373,7 +390,7 @@ impl Agent {
         let wanted = requests.len();
         let request = ChangeNetworkRequest { requests, ..Default::default() };
         let call = "ChangeNetwork";
-        let reply = self.call(call, |context| self.client.change_network(context, &request))?;
+        let reply: ChangeNetworkResponse = self.call(call, &request)?;
         let errors: Vec<i32> = reply.errors.iter().filter_map(|errno| i32::try_from(*errno).ok()).collect();
         if errors.len() == wanted {
             return Ok(errors);
@@ -388,7 +405,7 @@ impl Agent {
     pub fn set_processors(&self, count: u8) -> Result<u8, Error> {
         let request = SetProcessorsRequest { count: count.into(), ..Default::default() };
         let call = "SetProcessors";
-        let reply = self.call(call, |context| self.client.set_processors(context, &request))?;
+        let reply: SetProcessorsResponse = self.call(call, &request)?;
         u8::try_from(reply.count)
             .map_err(|_| Error::Impossible { call, what: format!("{} processors", reply.count) })
     }
@@ -399,7 +416,7 @@ impl Agent {
     /// [`Error`]
     pub fn serve_names(&self, stream: u64) -> Result<(), Error> {
         let request = ServeNamesRequest { stream, ..Default::default() };
-        self.call("ServeNames", |context| self.client.serve_names(context, &request)).map(drop)
+        self.tell("ServeNames", &request)
     }
 
     /// Ends what is left of a container and forgets it.
@@ -408,7 +425,7 @@ impl Agent {
     /// [`Error`]
     pub fn delete_container(&self, id: &str) -> Result<(), Error> {
         let request = ContainerRequest { container_id: id.into(), ..Default::default() };
-        self.call("DeleteContainer", |context| self.client.delete_container(context, &request)).map(drop)
+        self.tell("DeleteContainer", &request)
     }
 
     /// Has the guest let go of what the share has at these names.
@@ -418,7 +435,7 @@ impl Agent {
     pub fn release_share(&self, names: &[PathBuf]) -> Result<(), Error> {
         let names = names.iter().map(|name| name.to_string_lossy().into_owned()).collect();
         let request = ReleaseShareRequest { names, ..Default::default() };
-        self.call("ReleaseShare", |context| self.client.release_share(context, &request)).map(drop)
+        self.tell("ReleaseShare", &request)
     }
 
     /// Records of the guest's log, the kernel's and the agent's own, from this sequence number on; their text is printable.
@@ -427,7 +444,7 @@ impl Agent {
     /// [`Error`]
     pub fn read_log(&self, from: u64) -> Result<Vec<LogRecord>, Error> {
         let request = ReadLogRequest { from, ..Default::default() };
-        let mut records = self.call("ReadLog", |context| self.client.read_log(context, &request))?.records;
+        let mut records = self.call::<ReadLogResponse>("ReadLog", &request)?.records;
         for record in &mut records {
             record.text = printable(&record.text, 4096);
         }
@@ -439,25 +456,28 @@ impl Agent {
     /// # Errors
     /// [`Error`]
     pub fn shutdown(&self) -> Result<(), Error> {
-        self.call("Shutdown", |context| self.client.shutdown(context, &Empty::new())).map(drop)
+        self.tell("Shutdown", &Empty::new())
     }
 
-    fn call<T>(
+    /// A call whose answer says nothing.
+    fn tell(&self, name: &'static str, request: &impl Message) -> Result<(), Error> {
+        self.call::<Empty>(name, request).map(drop)
+    }
+
+    fn call<T: Message>(&self, name: &'static str, request: &impl Message) -> Result<T, Error> {
+        self.call_within(name, request, Some(self.timeout))
+    }
+
+    fn call_within<T: Message>(
         &self,
-        name: &'static str,
-        call: impl FnOnce(ttrpc::context::Context) -> ttrpc::Result<T>,
+        call: &'static str,
+        request: &impl Message,
+        timeout: Option<Duration>,
     ) -> Result<T, Error> {
-        let timeout_ns = i64::try_from(self.timeout.as_nanos()).unwrap_or(i64::MAX);
-        call(ttrpc::context::with_timeout(timeout_ns)).map_err(|error| failed(name, self.timeout, error))
-    }
-}
-
-fn failed(call: &'static str, timeout: Duration, error: ttrpc::Error) -> Error {
-    match error {
-        ttrpc::Error::RpcStatus(status) => Error::Refused(printable(&status.message, 4096)),
-        ttrpc::Error::Others(text) if text.contains("timeout") || text.contains("timed out") => {
-            Error::Timeout { call, timeout_ms: timeout.as_millis() }
-        }
-        other => Error::Transport { call, reason: printable(&other.to_string(), 512) },
+        self.client.call(call, request, timeout).map_err(|failure| match failure {
+            Failure::Refused(text) => Error::Refused(printable(&text, 4096)),
+            Failure::Late => Error::Timeout { call, timeout_ms: timeout.unwrap_or_default().as_millis() },
+            Failure::Lost(reason) => Error::Transport { call, reason: printable(&reason, 512) },
+        })
     }
 }

@@ -13,7 +13,7 @@ use std::thread::{Builder, JoinHandle};
 
 use super::Error;
 use super::console::Console;
-use crate::agent::{self, StreamNames};
+use crate::agent::{self, OpeningStream, StreamNames};
 use crate::sys::{fd, random, terminal};
 
 const BUFFER: usize = 64 << 10;
@@ -105,13 +105,14 @@ impl Stdio {
     pub fn open(vsock: &Path, terminal: bool, ends: Ends) -> Result<(Self, StreamNames), agent::Error> {
         let mut streams = Vec::new();
         let mut names = StreamNames::default();
-        let open = || -> Result<(u64, UnixStream), agent::Error> {
+        let begin = || -> Result<(u64, OpeningStream), agent::Error> {
             let name = random::non_zero().map_err(agent::Error::Stream)?;
-            Ok((name, agent::open_stream(vsock, name)?))
+            Ok((name, agent::begin_stream(vsock, name)?))
         };
         let Ends([input, output, error]) = ends;
         if terminal {
-            let (name, stream) = open()?;
+            let (name, stream) = begin()?;
+            let stream = stream.finish()?;
             names.terminal = name;
             if let Some(input) = input {
                 streams.push((Direction::In, stream.try_clone().map_err(agent::Error::Stream)?, input));
@@ -124,11 +125,15 @@ impl Stdio {
                 (Direction::Out("stdout"), output, &mut names.stdout),
                 (Direction::Out("stderr"), error, &mut names.stderr),
             ];
+            let mut begun = Vec::new();
             for (direction, end, name) in ends {
                 let Some(end) = end else { continue };
-                let (new, stream) = open()?;
+                let (new, stream) = begin()?;
                 *name = new;
-                streams.push((direction, stream, end));
+                begun.push((direction, stream, end));
+            }
+            for (direction, stream, end) in begun {
+                streams.push((direction, stream.finish()?, end));
             }
         }
         Ok((Self { streams }, names))

@@ -14,6 +14,9 @@ use crate::agent::{Agent, Exit};
 /// # Errors
 /// [`Error::NotRunning`] when one of `carriers` (pidfds) ends first; what the agent says.
 pub fn for_exit(agent: &Agent, id: &str, exec_id: &str, carriers: &[BorrowedFd<'_>]) -> Result<Exit, Error> {
+    if carriers.is_empty() {
+        return Ok(agent.wait_process(id, exec_id)?);
+    }
     let done = EventFd::new().map_err(|error| system("make an eventfd")(error.into()))?;
     let notify: OwnedFd = done.as_fd().try_clone_to_owned().map_err(system("duplicate a descriptor"))?;
     let (agent, id, exec_id) = (agent.clone(), id.to_owned(), exec_id.to_owned());

@@ -214,8 +214,31 @@ pub trait Vm {
 /// # Errors
 /// [`Error::Connect`]
 pub fn connect(socket: &Path, port: u32, timeout: Duration) -> Result<OwnedFd, Error> {
-    vsock::connect_unix(socket, port, Instant::now() + timeout)
-        .map_err(|source| Error::Connect { port, source })
+    begin_connect(socket, port, timeout)?.finish()
+}
+
+/// A stream to the guest that has been asked for.
+pub struct Connecting {
+    stream: vsock::Connecting,
+    port: u32,
+}
+
+/// Asks for a stream as [`connect`] does, and does not wait for it: several then take the time of one.
+///
+/// # Errors
+/// [`Error::Connect`]
+pub fn begin_connect(socket: &Path, port: u32, timeout: Duration) -> Result<Connecting, Error> {
+    let stream = vsock::Connecting::begin(socket, port, Instant::now() + timeout);
+    Ok(Connecting { stream: stream.map_err(|source| Error::Connect { port, source })?, port })
+}
+
+impl Connecting {
+    /// # Errors
+    /// [`Error::Connect`]
+    pub fn finish(self) -> Result<OwnedFd, Error> {
+        let port = self.port;
+        self.stream.finish().map_err(|source| Error::Connect { port, source })
+    }
 }
 
 /// How a VMM process ended.

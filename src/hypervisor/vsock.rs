@@ -10,48 +10,71 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::cmsg_space;
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recv, recvmsg};
 use nix::sys::stat::Mode;
 
 /// `OK 4294967295\n`
 const MAX_REPLY: usize = 14;
 
-/// A stream to the guest's `port` through the muxer that listens on `path`.
-///
-/// # Errors
-/// What the sockets say; `ConnectionRefused` when the guest does not listen, `TimedOut` when `deadline` passes,
-/// `InvalidData` when the reply is not `OK PORT`.
-pub fn connect_unix(path: &Path, port: u32, deadline: Instant) -> io::Result<OwnedFd> {
-    let (_directory, path) = short(path)?;
-    let mut stream = UnixStream::connect(path)?;
-    stream.set_write_timeout(Some(left(deadline)?))?;
-    stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
-    // Byte by byte: what follows the line belongs to the stream's user.
-    let mut reply = Vec::with_capacity(MAX_REPLY);
-    while reply.last() != Some(&b'\n') {
-        let mut byte = [0];
-        stream.set_read_timeout(Some(left(deadline)?))?;
-        match stream.read(&mut byte) {
-            Ok(0) => return Err(io::ErrorKind::ConnectionRefused.into()),
-            Ok(_) if reply.len() == MAX_REPLY => return Err(io::ErrorKind::InvalidData.into()),
-            Ok(_) => reply.push(byte[0]),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    if !reply.starts_with(b"OK ") {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    stream.set_read_timeout(None)?;
-    stream.set_write_timeout(None)?;
-    Ok(stream.into())
+/// A stream to the guest that has been asked for; several may be before the first is waited for.
+pub struct Connecting {
+    stream: UnixStream,
+    deadline: Instant,
 }
 
-/// The socket that `connect_unix` connects to. `path` must not exist.
+impl Connecting {
+    /// Asks for a stream to the guest's `port` through the muxer that listens on `path`.
+    ///
+    /// # Errors
+    /// What the sockets say.
+    pub fn begin(path: &Path, port: u32, deadline: Instant) -> io::Result<Self> {
+        let mut stream = connect_plain(path)?;
+        stream.set_write_timeout(Some(left(deadline)?))?;
+        stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
+        Ok(Self { stream, deadline })
+    }
+
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// What the sockets say; `ConnectionRefused` when the guest does not listen, `TimedOut` when the deadline passes,
+    /// `InvalidData` when the reply is not `OK PORT`.
+    pub fn finish(self) -> io::Result<OwnedFd> {
+        let Self { mut stream, deadline } = self;
+        let mut reply = [0; MAX_REPLY];
+        let mut length = 0;
+        // What follows the line belongs to the stream's user: it is looked at, and only the line is taken.
+        while reply[..length].last() != Some(&b'\n') {
+            if length == MAX_REPLY {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            stream.set_read_timeout(Some(left(deadline)?))?;
+            let rest = &mut reply[length..];
+            match recv(stream.as_raw_fd(), rest, MsgFlags::MSG_PEEK) {
+                Ok(0) => return Err(io::ErrorKind::ConnectionRefused.into()),
+                Ok(seen) => {
+                    let line =
+                        rest[..seen].iter().position(|byte| *byte == b'\n').map_or(seen, |end| end + 1);
+                    stream.read_exact(&mut rest[..line])?;
+                    length += line;
+                }
+                Err(Errno::EAGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if !reply.starts_with(b"OK ") {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        stream.set_read_timeout(None)?;
+        stream.set_write_timeout(None)?;
+        Ok(stream.into())
+    }
+}
+
+/// The socket that [`Connecting`] connects to. `path` must not exist.
 ///
 /// # Errors
 /// What bind(2) and listen(2) say.
@@ -128,7 +151,8 @@ mod tests {
                 thread::sleep(Duration::from_millis(600))
             }
         });
-        let result = connect_unix(&path, 1024, Instant::now() + Duration::from_millis(300));
+        let deadline = Instant::now() + Duration::from_millis(300);
+        let result = Connecting::begin(&path, 1024, deadline).and_then(Connecting::finish);
         server.join().expect("the server is content");
         result
     }

@@ -56,7 +56,7 @@ fn the_group_holds_the_sandbox_and_goes_with_it() {
 #[test]
 fn a_group_above_may_allow_less() {
     let mut bundle = Bundle::new();
-    let pod = format!("rt-test/pod-{}", bundle.id);
+    let pod = format!("rt-test/smaller-{}", std::process::id());
     let above = group("cpu", &pod);
     let smaller = "[ -e cpu.max ] && echo 50000 100000 >cpu.max || echo 50000 >cpu.cfs_quota_us";
     host(&format!("mkdir -p {0}; cd {0}; {smaller}", above.display()));

@@ -1,13 +1,15 @@
 //! --console-socket: the upper end of the terminal goes to whoever listens.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use nix::pty::Winsize;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::shell::{Bundle, patience};
@@ -69,10 +71,8 @@ fn the_terminal_is_sent_resized_and_used() {
     shows(&mut terminal, "33 99\r\n");
     terminal.write_all(b"word\n").unwrap();
     shows(&mut terminal, "got word\r\n");
-    let size = Winsize { ws_row: 50, ws_col: 132, ws_xpixel: 0, ws_ypixel: 0 };
     let started = Instant::now();
-    // SAFETY: the descriptor is a terminal and `size` is the structure that TIOCSWINSZ reads.
-    unsafe { set_window_size(terminal.as_raw_fd(), &size) }.unwrap();
+    resize(&terminal, 50, 132);
     // The shell takes the signal when it reads the next line.
     std::thread::sleep(Duration::from_millis(100));
     terminal.write_all(b"again\n").unwrap();
@@ -81,4 +81,71 @@ fn the_terminal_is_sent_resized_and_used() {
     // Ctrl-D, by the guest's line discipline.
     terminal.write_all(b"\x04").unwrap();
     container.reaches("stopped");
+}
+
+fn resize(terminal: &File, rows: u16, columns: u16) {
+    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the descriptor is a terminal and `size` is the structure that TIOCSWINSZ reads.
+    unsafe { set_window_size(terminal.as_raw_fd(), &size) }.unwrap();
+}
+
+/// From TIOCSWINSZ on the host to SIGWINCH in the guest, and back again with what a program there says of it.
+#[test]
+fn a_new_size_is_there_at_once() {
+    const ROUNDS: u16 = 9;
+    let mut bundle = Bundle::new();
+    let socket = bundle.path("console");
+    let listener = UnixListener::bind(&socket).unwrap();
+    bundle.config["process"]["terminal"] = json!(true);
+    let script = "trap 'stty size' WINCH; echo ready; while :; do sleep 1000 & wait $!; done";
+    bundle.args(&["/bin/sh", "-c", script]);
+    let container = bundle.create(&["--console-socket", socket.to_str().unwrap()]);
+    let (_, mut terminal) = receive(&listener);
+    container.start();
+    shows(&mut terminal, "ready\r\n");
+    let mut times: Vec<Duration> = (0..ROUNDS)
+        .map(|round| {
+            let begin = Instant::now();
+            resize(&terminal, 20 + round, 80);
+            shows(&mut terminal, &format!("{} 80\r\n", 20 + round));
+            begin.elapsed()
+        })
+        .collect();
+    times.sort();
+    let median = times[times.len() / 2];
+    println!("a new size of the terminal is there and back in {median:?}, of {ROUNDS}");
+    // The bound of 100 ms is for a machine that is not emulated; this one forks a program within it, too.
+    assert!(median < patience(1), "{times:?}");
+}
+
+/// As docker and containerd have it for `exec -it`.
+#[test]
+fn a_detached_exec_sends_its_terminal() {
+    let mut bundle = Bundle::new();
+    bundle.args(&["/bin/sleep", "1000"]);
+    let container = bundle.run_detached(&[]);
+    let (socket, file) = (bundle.path("console"), bundle.path("pid"));
+    let listener = UnixListener::bind(&socket).unwrap();
+    let flags =
+        ["-d", "-t", "--console-socket", socket.to_str().unwrap(), "--pid-file", file.to_str().unwrap()];
+    let script = "trap 'stty size; exit 6' WINCH; tty; read line; echo \"<$line>\"; while :; do sleep 1000 & wait $!; done";
+    container.exec(&flags, &["/bin/sh", "-c", script]).says(&[]);
+    let (name, mut terminal) = receive(&listener);
+    assert!(name.starts_with("/dev/pts/"), "{name}");
+    shows(&mut terminal, "/dev/pts/0\r\n");
+    terminal.write_all(b"word\n").unwrap();
+    shows(&mut terminal, "<word>\r\n");
+    resize(&terminal, 44, 111);
+    shows(&mut terminal, "44 111\r\n");
+    let pid: i32 = fs::read_to_string(&file).unwrap().parse().unwrap();
+    assert_eq!(container.exit_code(pid), 6);
+    // Without its monitor the process ends, too, with the container at the latest.
+    container.exec(&flags, &["/bin/sleep", "1000"]).says(&[]);
+    let (_, terminal) = receive(&listener);
+    let pid: i32 = fs::read_to_string(&file).unwrap().parse().unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    assert_eq!(container.exit_code(pid), 128 + 9);
+    drop(terminal);
+    // Without a socket nobody would hold it.
+    container.exec(&["-d", "-t"], &["/bin/true"]).fails_with(255, &["cannot allocate tty"]);
 }

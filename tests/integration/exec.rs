@@ -169,7 +169,7 @@ fn detached_it_has_a_monitor_of_its_own() {
     let container = bundle.run_detached(&[]);
     let file = bundle.path("pid");
     let flags = ["--detach", "--pid-file", file.to_str().unwrap()];
-    container.exec(&flags, &["/bin/sh", "-c", "read a </tmp/go; exit 6"]).says(&[]);
+    container.exec(&flags, &["/bin/sleep", "1000"]).says(&[]);
     let pid: i32 = fs::read_to_string(&file).unwrap().parse().unwrap();
     let parent = host(&format!("awk '{{ print $4 }}' /proc/{pid}/stat"));
     assert_eq!(parent, std::process::id().to_string(), "this process is the nearest subreaper");

@@ -40,7 +40,7 @@ fn a_wrong_value_of_any_flag_is_told() {
         (&["exec", "--cap", "CAP_FLY", "a", "b"], "CAP_FLY"),
         (&["exec", "--additional-gids", "wheel", "a", "b"], "wheel"),
         (&["exec", "--preserve-fds", "many", "a", "b"], "many"),
-        (&["events", "--interval", "-1s", "a"], "--interval"),
+        (&["events", "--interval=-1s", "a"], "--interval"),
         (&["update", "--memory", "much", "a"], "much"),
         (&["update", "--pids-limit", "few", "a"], "few"),
     ];

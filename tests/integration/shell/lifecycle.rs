@@ -23,9 +23,20 @@ impl Bundle {
         self.rt_through("exec \"$@\"", args)
     }
 
+    /// As [`Bundle::rt`], for a verb that may take this long.
+    #[track_caller]
+    pub fn rt_within<A: AsRef<OsStr>>(&self, limit: Duration, args: &[A]) -> Ended {
+        self.verb(limit, "exec \"$@\"", args)
+    }
+
     /// As [`Bundle::rt`], started by this script of /bin/sh, in which `"$@"` is the whole call.
     #[track_caller]
     pub fn rt_through<A: AsRef<OsStr>>(&self, script: &str, args: &[A]) -> Ended {
+        self.verb(patience(LIMIT_S), script, args)
+    }
+
+    #[track_caller]
+    fn verb<A: AsRef<OsStr>>(&self, limit: Duration, script: &str, args: &[A]) -> Ended {
         leftovers::before();
         self.write_config();
         let mut command = Command::new("/bin/sh");
@@ -42,7 +53,7 @@ impl Bundle {
         let words: Vec<_> = args.iter().map(|arg| arg.as_ref().to_string_lossy()).collect();
         let shown = format!("rt {}", words.join(" "));
         let mut child = spawn(&mut command).unwrap_or_else(|error| panic!("{shown}: {error}"));
-        let deadline = Instant::now() + patience(LIMIT_S);
+        let deadline = Instant::now() + limit;
         let status = loop {
             match child.try_wait().unwrap() {
                 Some(status) => break status,
