@@ -349,6 +349,11 @@ impl Monitor {
     fn launch(&mut self, share: share::Plan) -> Result<Booting, Error> {
         let guest = Guest::find(&self.config)?;
         let state_dir = self.store.path(&self.request.id);
+        let (hypervisor, warning) = select::select(&self.config.hypervisor)?;
+        if let Some(warning) = warning {
+            tracing::warn!("{warning}");
+        }
+        self.timeline.mark("rt.backend-selected");
         let is_sandbox = self.role == Role::Sandbox;
         // A pause container's own limits say nothing of its pod.
         let resources = match is_sandbox {
@@ -356,7 +361,11 @@ impl Monitor {
             false => self.bundle.resources().cloned(),
         };
         let size = Size::new(resources.as_ref(), &self.config.hypervisor);
-        let bounds = Bounds::new(size, resources.as_ref(), is_sandbox, &self.config.hypervisor);
+        let mut bounds = Bounds::new(size, resources.as_ref(), is_sandbox, &self.config.hypervisor);
+        // Emulated processors take turns in one thread: more of them are worth nothing to who has not asked for them.
+        if hypervisor.emulates() && self.config.hypervisor.grow_vcpus.is_none() {
+            bounds.most.vcpus = size.vcpus;
+        }
         if is_sandbox {
             let from = if resources.is_some() { "its annotations" } else { "the configuration" };
             tracing::info!("the pod has {} vCPUs and {} MiB, by {from}", size.vcpus, size.memory_mib);
@@ -370,11 +379,6 @@ impl Monitor {
         };
         let plan = Plan::new(&self.request.id, &state_dir, &self.config, &guest, &bounds, spec);
         self.timeline.mark("rt.planned");
-        let (hypervisor, warning) = select::select(&self.config.hypervisor)?;
-        if let Some(warning) = warning {
-            tracing::warn!("{warning}");
-        }
-        self.timeline.mark("rt.backend-selected");
         let booting = sandbox::launch(&plan, &*hypervisor, &mut self.timeline)?;
         self.record = self.store.change(&self.request.id, |record| {
             record.vm = Some(booting.vm().record());

@@ -191,7 +191,7 @@ mod tests {
     }
 
     fn load(kernel: &[u8], initramfs: &[u8], memory_mib: u32) -> Result<(Image, Memory), String> {
-        let (memory, backing) = memory::allocate(memory_mib).expect("memory");
+        let (memory, backing) = memory::allocate(memory_mib, memory_mib).expect("memory");
         let target = Target { memory: &memory, file: &backing, memory_mib };
         let paths = (Path::new("KERNEL"), Path::new("INITRAMFS"));
         let image = target.load(file(kernel), &file(initramfs), paths).map_err(|error| error.to_string())?;

@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(plug_region(256, 256), None);
         assert_eq!(plug_region(256, 128), None);
         assert_eq!(plug_region(256, 257), Some((GAP_END, 128 << 20)));
-        assert_eq!(plug_region(4096, 8192), Some((6 << 30, 4 << 30)));
+        assert_eq!(plug_region(4096, 8192), Some((5 << 30, 4 << 30)));
         let (memory, file) = allocate(256, 1280).expect("address space and no memory");
         assert_eq!(file.metadata().expect("a file").len(), 256 << 20);
         let later = memory.find_region(GuestAddress(GAP_END)).expect("a region");
