@@ -10,12 +10,13 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+pub use rt_proto::messages::{BlockDevice, LogRecord, NetworkDevice, PreservedDescriptor, ProcessInfo};
 use rt_proto::messages::{
     ChangeNetworkRequest, ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, HelloRequest,
-    PlugNetworkRequest, ProcessRequest, ReadLogRequest, ReleaseShareRequest, ResizeTerminalRequest,
-    SetProcessorsRequest, SignalProcessRequest, UpdateContainerRequest, WatchOomRequest,
+    PlugBlockRequest, PlugNetworkRequest, ProcessRequest, ReadLogRequest, ReleaseShareRequest,
+    ResizeTerminalRequest, SetProcessorsRequest, SignalProcessRequest, UpdateContainerRequest,
+    WatchOomRequest,
 };
-pub use rt_proto::messages::{LogRecord, NetworkDevice, PreservedDescriptor, ProcessInfo};
 use rt_proto::service::AgentClient;
 use rt_proto::{AGENT_PORT, Beacon, PROTOCOL_VERSION, STREAM_PORT};
 
@@ -352,6 +353,23 @@ impl Agent {
             return Ok(reply.indexes);
         }
         Err(Error::Impossible { call, what: format!("interfaces {:?} of {wanted} devices", reply.indexes) })
+    }
+
+    /// Finds the disks of plugged block devices: the guest's device number of each.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn plug_block(&self, devices: Vec<BlockDevice>) -> Result<Vec<(i64, i64)>, Error> {
+        let wanted = devices.len();
+        let request = PlugBlockRequest { devices, ..Default::default() };
+        let call = "PlugBlock";
+        let reply = self.call(call, |context| self.client.plug_block(context, &request))?;
+        let numbers = reply.numbers.iter().map(|number| (number.major.into(), number.minor.into()));
+        let numbers: Vec<(i64, i64)> = numbers.collect();
+        if numbers.len() == wanted {
+            return Ok(numbers);
+        }
+        Err(Error::Impossible { call, what: format!("{} disks of {wanted} devices", numbers.len()) })
     }
 
     /// Hands rtnetlink requests to the guest's kernel: an errno, or 0, for each.

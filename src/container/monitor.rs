@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use oci_spec::runtime::{LinuxResources, Spec};
 
+use super::block;
 use super::console::Console;
 use super::hooks::{self, Moment};
 use super::network::{Choice, Watched};
@@ -25,7 +26,7 @@ use crate::bundle::{Bundle, Role, guest_spec};
 use crate::cgroup::{self, Limits, Overhead};
 use crate::config::{Config, Guest};
 use crate::fsd::FsdSpec;
-use crate::hypervisor::select;
+use crate::hypervisor::{BLOCK_SLOTS, select};
 use crate::log;
 use crate::sandbox::{self, Booting, Bounds, Joined, Plan, Sandbox, Size, Timeline};
 use crate::share;
@@ -377,7 +378,9 @@ impl Monitor {
             cache: self.config.share.cache,
             grows: is_sandbox,
         };
-        let plan = Plan::new(&self.request.id, &state_dir, &self.config, &guest, &bounds, spec);
+        // Others may bring theirs.
+        let disks = if is_sandbox { BLOCK_SLOTS } else { share::block::wanted(&self.bundle.spec).len() };
+        let plan = Plan::new(&self.request.id, &state_dir, &self.config, &guest, &bounds, disks, spec);
         self.timeline.mark("rt.planned");
         let booting = sandbox::launch(&plan, &*hypervisor, &mut self.timeline)?;
         self.record = self.store.change(&self.request.id, |record| {
@@ -442,6 +445,7 @@ impl Monitor {
             notify::forward(stream, socket).map_err(system("forward notifications"))?;
         }
         let size = console.as_ref().and_then(Console::size);
+        block::give(&self.store, &self.record, &self.bundle.spec, &mut spec, place.agent())?;
         place.agent().create_container(&self.request.id, to_json(&spec), names, size, lifeline)?;
         self.timeline.mark("container.created");
         self.record = self.store.change(&self.request.id, |record| record.status = Status::Created)?;
