@@ -87,6 +87,7 @@ fn parse() -> anyhow::Result<Request> {
             console: false,
             state_dir,
             network: false,
+            block_slots: 0,
             share_tag: "rt".to_owned(),
         },
         share: std::env::temp_dir(),

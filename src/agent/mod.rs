@@ -13,15 +13,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use protobuf::Message;
+pub use rt_proto::messages::{BlockDevice, LogRecord, NetworkDevice, PreservedDescriptor, ProcessInfo};
 use rt_proto::messages::{
     ChangeNetworkRequest, ChangeNetworkResponse, ContainerRequest, ContainerStatsResponse,
     CreateContainerRequest, Empty, ExecProcessRequest, HelloRequest, HelloResponse, ListProcessesResponse,
-    PlugNetworkRequest, PlugNetworkResponse, ProcessRequest, ReadLogRequest, ReadLogResponse,
-    ReleaseShareRequest, ResizeTerminalRequest, ServeNamesRequest, SetProcessorsRequest,
-    SetProcessorsResponse, SignalProcessRequest, UpdateContainerRequest, WaitProcessResponse,
-    WatchOomRequest, WatchOomResponse,
+    PlugBlockRequest, PlugBlockResponse, PlugNetworkRequest, PlugNetworkResponse, ProcessRequest,
+    ReadLogRequest, ReadLogResponse, ReleaseShareRequest, ResizeTerminalRequest, ServeNamesRequest,
+    SetProcessorsRequest, SetProcessorsResponse, SignalProcessRequest, UpdateContainerRequest,
+    WaitProcessResponse, WatchOomRequest, WatchOomResponse,
 };
-pub use rt_proto::messages::{LogRecord, NetworkDevice, PreservedDescriptor, ProcessInfo};
 use rt_proto::{AGENT_PORT, Beacon, PROTOCOL_VERSION, STREAM_PORT};
 
 use self::client::{Client, Failure};
@@ -380,6 +380,23 @@ impl Agent {
             return Ok(reply.indexes);
         }
         Err(Error::Impossible { call, what: format!("interfaces {:?} of {wanted} devices", reply.indexes) })
+    }
+
+    /// Finds the disks of plugged block devices: the guest's device number of each.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn plug_block(&self, devices: Vec<BlockDevice>) -> Result<Vec<(i64, i64)>, Error> {
+        let wanted = devices.len();
+        let request = PlugBlockRequest { devices, ..Default::default() };
+        let call = "PlugBlock";
+        let reply: PlugBlockResponse = self.call(call, &request)?;
+        let numbers = reply.numbers.iter().map(|number| (number.major.into(), number.minor.into()));
+        let numbers: Vec<(i64, i64)> = numbers.collect();
+        if numbers.len() == wanted {
+            return Ok(numbers);
+        }
+        Err(Error::Impossible { call, what: format!("{} disks of {wanted} devices", numbers.len()) })
     }
 
     /// Hands rtnetlink requests to the guest's kernel: an errno, or 0, for each.

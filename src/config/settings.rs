@@ -72,7 +72,8 @@ pub const SETTINGS: &[Setting] = &[
         form: Form::Number(1, 32),
         open: Some((
             "auto",
-            "a pod whose CPU limits are not told in advance to the host's processors, at most 8; any other machine does not grow",
+            "a pod whose CPU limits are not told in advance, and that software does not emulate, to the host's processors, at most 8; any other \
+             machine does not grow",
         )),
         text: "To how many virtual CPUs a running machine can grow, by `rt update` and by containers that join its pod, within \
                `hypervisor.max_vcpus`. Each costs some memory and time at the start, used or not.",

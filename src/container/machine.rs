@@ -12,7 +12,7 @@ use crate::hypervisor;
 use crate::sandbox::Size;
 
 /// How long a guest that is to give memory may take for each part of it; it goes on later, when it can.
-const SHRINKING: Duration = Duration::from_millis(500);
+const SHRINKING: Duration = Duration::from_secs(2);
 
 /// Grows or shrinks the machine of `host` to what it needs for its first container and for `others`. A maximum that is reached
 /// is no error: the containers' own limits hold all the same.

@@ -5,6 +5,7 @@
 //! process of its own ([`start_monitor`]). A shim is one process for a pod, in which a thread for each container has a [`Monitor`] and one for
 //! each other process an [`Exec`]; all other verbs are the functions here.
 
+mod block;
 mod console;
 pub mod debug;
 mod exec;
@@ -135,6 +136,13 @@ pub enum Error {
     /// A signal asked rt to end before the container's process ran.
     #[error("interrupted by signal {0} before the container started")]
     Interrupted(i32),
+    #[error("cannot give the container the host's block device {}:{} for its {path}", .number.0, .number.1)]
+    Disk {
+        path: PathBuf,
+        number: (i64, i64),
+        #[source]
+        source: std::io::Error,
+    },
     #[error("the guest has {given} of {wanted} {what} in use; `rt logs` says why it takes no more")]
     NotGrown { what: &'static str, wanted: u32, given: u32 },
     #[error("container not running")]

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use oci_spec::runtime::{LinuxResources, Spec};
 
+use super::block;
 use super::console::Console;
 use super::hooks::{self, Moment};
 use super::network::{Choice, Watched};
@@ -26,7 +27,7 @@ use crate::bundle::{Bundle, Role, guest_spec};
 use crate::cgroup::{self, Limits, Overhead};
 use crate::config::{Config, Guest};
 use crate::fsd::FsdSpec;
-use crate::hypervisor::select;
+use crate::hypervisor::{BLOCK_SLOTS, select};
 use crate::log;
 use crate::sandbox::{self, Booting, Bounds, Joined, Plan, Sandbox, Size, Timeline};
 use crate::share;
@@ -352,6 +353,11 @@ impl Monitor {
     fn launch(&mut self, share: share::Plan) -> Result<Booting, Error> {
         let guest = Guest::find(&self.config)?;
         let state_dir = self.store.path(&self.request.id);
+        let (hypervisor, warning) = select::select(&self.config)?;
+        if let Some(warning) = warning {
+            tracing::warn!("{warning}");
+        }
+        self.timeline.mark("rt.backend-selected");
         let is_sandbox = self.role == Role::Sandbox;
         // A pause container's own limits say nothing of its pod.
         let resources = match is_sandbox {
@@ -359,7 +365,11 @@ impl Monitor {
             false => self.bundle.resources().cloned(),
         };
         let size = Size::new(resources.as_ref(), &self.config.hypervisor);
-        let bounds = Bounds::new(size, resources.as_ref(), is_sandbox, &self.config.hypervisor);
+        let mut bounds = Bounds::new(size, resources.as_ref(), is_sandbox, &self.config.hypervisor);
+        // Emulated processors take turns in one thread: more of them are worth nothing to who has not asked for them.
+        if hypervisor.emulates() && self.config.hypervisor.grow_vcpus.is_none() {
+            bounds.most.vcpus = size.vcpus;
+        }
         if is_sandbox {
             let from = if resources.is_some() { "its annotations" } else { "the configuration" };
             tracing::info!("the pod has {} vCPUs and {} MiB, by {from}", size.vcpus, size.memory_mib);
@@ -372,13 +382,10 @@ impl Monitor {
             grows: is_sandbox,
             limits: self.config.jail,
         };
-        let plan = Plan::new(&self.request.id, &state_dir, &self.config, &guest, &bounds, spec);
+        // Others may bring theirs.
+        let disks = if is_sandbox { BLOCK_SLOTS } else { share::block::wanted(&self.bundle.spec).len() };
+        let plan = Plan::new(&self.request.id, &state_dir, &self.config, &guest, &bounds, disks, spec);
         self.timeline.mark("rt.planned");
-        let (hypervisor, warning) = select::select(&self.config)?;
-        if let Some(warning) = warning {
-            tracing::warn!("{warning}");
-        }
-        self.timeline.mark("rt.backend-selected");
         let booting = sandbox::launch(&plan, &*hypervisor, &mut self.timeline)?;
         self.record = self.store.change(&self.request.id, |record| {
             record.vm = Some(booting.vm().record());
@@ -442,6 +449,7 @@ impl Monitor {
             notify::forward(stream, socket).map_err(system("forward notifications"))?;
         }
         let size = console.as_ref().and_then(Console::size);
+        block::give(&self.store, &self.record, &self.bundle.spec, &mut spec, place.agent())?;
         place.agent().create_container(&self.request.id, to_json(&spec), names, size, lifeline)?;
         self.timeline.mark("container.created");
         self.record = self.store.change(&self.request.id, |record| record.status = Status::Created)?;

@@ -18,6 +18,7 @@ use nix::unistd::{Uid, User};
 use oci_spec::runtime::{Hooks, LinuxResources, Process};
 use serde::{Deserialize, Serialize};
 
+use super::block::Plugged;
 use crate::bundle::Bundle;
 use crate::hypervisor::VmRecord;
 use crate::sandbox::network::Network;
@@ -117,6 +118,9 @@ pub struct Record {
     /// What of its network namespace the VM has.
     #[serde(default)]
     pub network: Network,
+    /// The host's block devices that its machine has.
+    #[serde(default)]
+    pub disks: Vec<Plugged>,
     /// The container whose machine this one has joined: `vm` is that one's then, and not this container's to end.
     #[serde(default)]
     pub sandbox: Option<String>,
@@ -152,6 +156,7 @@ impl Record {
             bounds: None,
             cgroups: Vec::new(),
             network: Network::default(),
+            disks: Vec::new(),
             sandbox: None,
             share: Vec::new(),
             shared_monitor: false,
@@ -437,6 +442,7 @@ mod tests {
             bounds: None,
             cgroups: Vec::new(),
             network: Network::default(),
+            disks: Vec::new(),
             sandbox: None,
             share: Vec::new(),
             shared_monitor: false,

@@ -39,7 +39,7 @@ impl Driver {
         file.set_len(1 << 20).unwrap();
         let part = FileOffset::new(file.try_clone().unwrap(), 0);
         let memory = Memory::from_ranges_with_files([(GuestAddress(0), 1 << 20, Some(part))]).unwrap();
-        // So that what a device does to memory shows in `resident`.
+        // Pages of the rings are there, so that none comes when they are used.
         memory.write_slice(&[0; 0x3000], GuestAddress(RING)).unwrap();
         let event_loop = EventLoop::new().unwrap();
         Self {

@@ -21,6 +21,7 @@ use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 pub mod balloon;
+pub mod block;
 #[cfg(test)]
 mod driver;
 pub mod fs;

@@ -47,6 +47,8 @@ pub struct VmSpec {
     pub state_dir: PathBuf,
     /// Network interfaces can be plugged.
     pub network: bool,
+    /// So many block devices can be plugged, up to [`BLOCK_SLOTS`].
+    pub block_slots: usize,
     /// virtio-fs tag of the share served at the other end of [`VmFds::share`].
     pub share_tag: String,
 }
@@ -120,6 +122,35 @@ pub struct Nic {
     pub vhost: Vec<OwnedFd>,
     /// Checksums and segmentation are left to the other side.
     pub offloads: bool,
+}
+
+/// So many block devices can be plugged into a VM.
+pub const BLOCK_SLOTS: usize = 4;
+
+/// A block device of the host to be plugged into a running VM.
+#[derive(Debug)]
+pub struct Block {
+    /// Below [`VmSpec::block_slots`], and free.
+    pub slot: usize,
+    /// What the guest knows it by; at most 20 bytes.
+    pub serial: String,
+    /// Opened for writing unless `readonly`.
+    pub file: OwnedFd,
+    pub bytes: u64,
+    /// Logical.
+    pub block_size: u32,
+    pub readonly: bool,
+}
+
+/// Plugs a block device into a VM that another process may have started. The guest is still to be told.
+///
+/// # Errors
+/// What the VMM says; the descriptor is closed then.
+pub fn plug_block(vm: &VmRecord, block: Block) -> std::io::Result<GuestDevice> {
+    match vm.kind {
+        Kind::Kvm => kvm::plug_block(&vm.control, block),
+        Kind::Qemu => qemu::plug_block(&vm.control, block),
+    }
 }
 
 /// Where a guest finds a device.

@@ -80,9 +80,10 @@ impl Plan {
         config: &Config,
         guest: &Guest,
         bounds: &Bounds,
+        disks: usize,
         share: FsdSpec,
     ) -> Self {
-        let hypervisor = &config.hypervisor;
+        let settings = &config.hypervisor;
         Self {
             vm: VmSpec {
                 id: id.into(),
@@ -93,12 +94,13 @@ impl Plan {
                 kernel: guest.kernel.clone(),
                 initramfs: guest.initramfs.clone(),
                 kernel_parameters: kernel_parameters(config),
-                entropy: hypervisor.entropy,
-                page_reporting: hypervisor.page_reporting,
+                entropy: settings.entropy,
+                page_reporting: settings.page_reporting,
                 // The agent's records go there.
-                console: hypervisor.console || config.agent.log_level == AgentLog::Debug,
+                console: settings.console || config.agent.log_level == AgentLog::Debug,
                 state_dir: state_dir.into(),
                 network: config.network.model != NetworkModel::None,
+                block_slots: disks.min(hypervisor::BLOCK_SLOTS),
                 share_tag: SHARE_TAG.into(),
             },
             share,

@@ -4,6 +4,7 @@
 //! container serves that already, and `FOLDER/hooks/N` for the program of the createContainer hook with index N.
 //! The guest mounts the share at `rt_proto::SHARE_DIR`.
 
+pub mod block;
 mod mount_points;
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};

@@ -1,10 +1,14 @@
-//! What a machine gives back, and what it is refused.
+//! What a machine gives back, what it refuses, and the disks that it is given.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
-use crate::shell::{Bundle, Container, patience};
+use nix::sys::stat::{major, minor};
+use serde_json::json;
+
+use crate::shell::{Bundle, Container, host, patience};
 
 fn sleeping() -> Bundle {
     let mut bundle = Bundle::new();
@@ -65,4 +69,105 @@ fn a_guest_that_takes_no_memory_is_told_and_nothing_has_changed() {
     bundle.rt(&["update", "--pids-limit", "33", &bundle.id]).says(&[]);
     bundle.rt(&["delete", "--force", &bundle.id]).says(&[]);
     bundle.leaves_nothing();
+}
+
+/// A loop device of the host with 4 MiB of one byte, and its number. Detached when dropped.
+struct Loop {
+    _file: tempfile::NamedTempFile,
+    node: String,
+    number: (u64, u64),
+}
+
+impl Loop {
+    fn new(byte: u8) -> Self {
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        file.write_all(&vec![byte; 4 << 20]).expect("written");
+        let node = host(&format!("losetup --find --show {}", file.path().display())).trim().to_owned();
+        let rdev = fs::metadata(&node).expect("a node").rdev();
+        Self { _file: file, node, number: (major(rdev), minor(rdev)) }
+    }
+
+    /// Adds it to the container's devices, as `/dev/mine`, and to what it may use.
+    fn give(&self, bundle: &mut Bundle, access: &str) {
+        let (major, minor) = self.number;
+        let linux = &mut bundle.config["linux"];
+        linux["devices"] = json!([{"path": "/dev/mine", "type": "b", "major": major, "minor": minor, "fileMode": 0o640, "uid": 3, "gid": 4}]);
+        let rules = linux["resources"]["devices"].as_array_mut().expect("rules");
+        rules.push(json!({"allow": true, "type": "b", "major": major, "minor": minor, "access": access}));
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        host(&format!("losetup --detach {}", self.node));
+    }
+}
+
+const READ: &str = "dd if=/dev/mine bs=1M skip=3 count=1 2>&- | tr -cd A | wc -c";
+const WRITE: &str = "dd if=/dev/zero of=/dev/mine bs=4k seek=5 count=1 conv=fsync 2>&-";
+
+#[test]
+fn a_block_device_that_is_asked_for_is_a_disk_of_the_machine() {
+    let disk = Loop::new(b'A');
+    let mut bundle = sleeping();
+    disk.give(&mut bundle, "rwm");
+    let container = bundle.run_detached(&[]);
+    container.sh("stat -c '%F %a %u %g' /dev/mine").says(&["block special file 640 3 4"]);
+    container.sh(READ).says(&["1048576"]);
+    container.sh(WRITE).says(&[]);
+    container.sh("dd if=/dev/mine bs=4k skip=5 count=1 2>&- | tr -cd '\\0' | wc -c").says(&["4096"]);
+    drop(container);
+    assert_eq!(
+        host(&format!("dd if={} bs=4k skip=4 count=3 2>&- | tr -d '\\0' | wc -c", disk.node)).trim(),
+        "8192"
+    );
+}
+
+#[test]
+fn a_block_device_that_may_be_read_only_is() {
+    let disk = Loop::new(b'A');
+    let mut bundle = sleeping();
+    disk.give(&mut bundle, "r");
+    let container = bundle.run_detached(&[]);
+    container.sh(READ).says(&["1048576"]);
+    assert_ne!(container.sh(WRITE).code, 0);
+    container.sh("cat /sys/block/vda/ro").says(&["1"]);
+}
+
+#[test]
+fn containers_of_a_pod_share_a_block_device() {
+    let disk = Loop::new(b'A');
+    let mut bundle = sleeping();
+    let kind = "io.kubernetes.cri.container-type";
+    let sandbox = "io.kubernetes.cri.sandbox-id";
+    bundle.config["annotations"] = json!({kind: "sandbox", sandbox: bundle.id});
+    let pod = bundle.run_detached(&[]);
+    pod.sh("ls /sys/block | grep -c vd").code(1);
+    for _ in 0..2 {
+        let mut member = sleeping();
+        member.root = bundle.root.clone();
+        member.config["annotations"] = json!({kind: "container", sandbox: bundle.id});
+        disk.give(&mut member, "rwm");
+        let container = member.run_detached(&[]);
+        container.sh(READ).says(&["1048576"]);
+    }
+    pod.sh("ls -d /sys/block/vd*").says(&["/sys/block/vda"]);
+    pod.sh("ls /dev/mine").code(1);
+}
+
+#[test]
+fn a_block_device_that_is_not_meant_or_not_there_is_not_given() {
+    let disk = Loop::new(b'A');
+    let mut bundle = sleeping();
+    disk.give(&mut bundle, "rwm");
+    // As for a privileged container: all devices are listed, everything is allowed.
+    bundle.config["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+    bundle.args(&["/bin/sh", "-c", "ls /dev/mine; ls /sys/block"]);
+    let ended = bundle.run(&[]);
+    assert!(!ended.text().contains("vda") && !ended.text().contains("/dev/mine"), "{ended}");
+    let mut bundle = sleeping();
+    let mut nowhere = disk;
+    nowhere.number = (4000, 4000);
+    nowhere.give(&mut bundle, "rwm");
+    bundle.run(&[]).fails(&["block device 4000:4000", "/dev/mine", "no block device of this number"]);
 }

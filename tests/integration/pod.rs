@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::shell::{Bundle, Container, host, patience};
+use crate::shell::{Bundle, Container, Place, host, patience, place, skipped};
 
 const KIND: &str = "io.kubernetes.cri.container-type";
 const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
@@ -489,6 +489,13 @@ fn a_privileged_container_is_so_in_the_guest() {
 /// Nobody has told its size in advance.
 #[test]
 fn processors_come_with_containers_and_go_with_them() {
+    if place() == Place::Emulation {
+        // QEMU 7.2 was seen to stop for ever when a processor was brought into use on a very busy host.
+        return skipped(
+            "pod::processors_come_with_containers_and_go_with_them",
+            "emulated processors do not reliably come into use",
+        );
+    }
     let mut bundle = sandbox();
     bundle.settings = "[hypervisor]\ngrow_vcpus = 3\n".into();
     let sandbox = running(&bundle);

@@ -199,7 +199,10 @@ fn memory_comes_with_the_limit_and_goes_with_it() {
     update(&bundle, &["--memory", "5g"]).says(&[]);
     assert_eq!(container.record()["size"]["memory_mib"], 1024);
     update(&bundle, &["--memory", "64m"]).says(&[]);
-    let left = container.record()["size"]["memory_mib"].as_u64().expect("a number");
-    assert!(left < grown, "{left} {grown}");
-    assert!(guest_mib(&container) < before + 350, "{before} {}", guest_mib(&container));
+    // The guest gives it in its own time.
+    let deadline = Instant::now() + patience(30);
+    while guest_mib(&container) > before + 100 {
+        assert!(Instant::now() < deadline, "{before} {}", guest_mib(&container));
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }

@@ -11,6 +11,7 @@
 #![cfg_attr(not(test), no_main)]
 #![cfg_attr(test, allow(dead_code))]
 
+mod block;
 mod boot;
 mod cgroup;
 mod cmdline;

@@ -21,12 +21,7 @@ const NLMSG_ERROR: u16 = 2;
 /// nobody has told the kernel.
 pub fn plug(device: &NetworkDevice) -> Result<u32, String> {
     let told = |error: io::Error| format!("cannot find the network device {}: {error}", device.address);
-    let directory = match &device.bus[..] {
-        "platform" => on_platform(&device.address),
-        "pci" => on_pci(Path::new(PCI), &device.address),
-        _ => Err(io::ErrorKind::InvalidInput.into()),
-    };
-    let directory = directory.map_err(told)?;
+    let directory = directory(&device.bus, &device.address).map_err(told)?;
     let interface =
         interface_of(&directory).ok_or_else(|| told(io::Error::other("it has no network interface")))?;
     if !device.ipv6 {
@@ -36,6 +31,15 @@ pub fn plug(device: &NetworkDevice) -> Result<u32, String> {
     }
     let index = fs::read_to_string(interface.join("ifindex")).map_err(told)?;
     index.trim().parse().map_err(|_| told(io::ErrorKind::InvalidData.into()))
+}
+
+/// Where sysfs has a plugged device, which has its driver then.
+pub fn directory(bus: &str, address: &str) -> io::Result<PathBuf> {
+    match bus {
+        "platform" => on_platform(address),
+        "pci" => on_pci(Path::new(PCI), address),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
+    }
 }
 
 /// virtio-mmio: what was no device at boot was left without a driver.

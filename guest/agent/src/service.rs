@@ -18,7 +18,9 @@ use crate::exec::NOT_RUNNING;
 use crate::process::Process;
 use crate::runner::STATE_DIR;
 use crate::server::{self, Names, Shared};
-use crate::{freezer, kmsg, network, oom, processes, processors, resolver, resources, share, stats, sys};
+use crate::{
+    block, freezer, kmsg, network, oom, processes, processors, resolver, resources, share, stats, sys,
+};
 
 /// Longest container ID: it names directories.
 const MAX_ID: usize = 255;
@@ -282,6 +284,18 @@ impl Agent for Service {
         let mut response = wire::PlugNetworkResponse::new();
         for device in &request.devices {
             response.indexes.push(network::plug(device).map_err(internal)?);
+        }
+        Ok(response)
+    }
+
+    fn plug_block(
+        &self,
+        _: &TtrpcContext,
+        request: wire::PlugBlockRequest,
+    ) -> ttrpc::Result<wire::PlugBlockResponse> {
+        let mut response = wire::PlugBlockResponse::new();
+        for device in &request.devices {
+            response.numbers.push(block::plug(device).map_err(internal)?);
         }
         Ok(response)
     }

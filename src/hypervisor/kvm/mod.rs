@@ -35,7 +35,7 @@ mod template;
 mod vcpu;
 mod vmm;
 
-pub use plug::{memory as plugged_memory, plug};
+pub use plug::{memory as plugged_memory, plug, plug_block};
 pub use probe::{DEVICE, Step, Unusable, address_bits, examine, probe};
 
 /// In the sandbox's state directory.

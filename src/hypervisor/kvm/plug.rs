@@ -1,7 +1,7 @@
-//! What another process asks of a running VM: to plug network interfaces, and to change its memory.
+//! What another process asks of a running VM: to plug network interfaces and block devices, and to change its memory.
 //!
-//! The VMM has slots for interfaces: virtio-mmio devices of which the kernel finds at boot that they are not there ([`Placeholder`]). One
-//! message over the control socket, with the descriptors beside it, makes one of them a network device; the guest's agent then has the
+//! The VMM has slots for devices: virtio-mmio devices of which the kernel finds at boot that they are not there ([`Placeholder`]). One
+//! message over the control socket, with the descriptors beside it, makes one of them such a device; the guest's agent then has the
 //! kernel look again. The answer is a line: a number (the device's, or of bytes), or what went wrong. Only root reaches the socket.
 
 use std::io::{self, Read, Write};
@@ -17,11 +17,12 @@ use serde::{Deserialize, Serialize};
 use super::machine::Machine;
 use super::vmm::attach;
 use super::{Error, one_line};
+use crate::devices::block::{Block as BlockDevice, Disk};
 use crate::devices::mem::{self, Control};
 use crate::devices::net::Net;
 use crate::devices::placeholder::Placeholder;
 use crate::devices::{EventLoop, Memory, VirtioDevice};
-use crate::hypervisor::{GuestDevice, NETWORK_SLOTS, Nic, vsock::connect_plain};
+use crate::hypervisor::{BLOCK_SLOTS, Block, GuestDevice, NETWORK_SLOTS, Nic, vsock::connect_plain};
 use crate::sys::fd;
 
 /// For an answer: the VMM may still be starting. Its end is noticed at once.
@@ -42,6 +43,14 @@ struct Interface {
 #[derive(Debug, Serialize, Deserialize)]
 enum Message {
     Network(Interface),
+    /// Beside the message: its descriptor.
+    Block {
+        slot: usize,
+        serial: String,
+        bytes: u64,
+        block_size: u32,
+        readonly: bool,
+    },
     /// Answered by what is plugged.
     Memory {
         /// Beyond what there was at the start; `None` leaves it.
@@ -60,8 +69,20 @@ pub fn plug(control: &Path, nic: Nic) -> io::Result<GuestDevice> {
     });
     let descriptors: Vec<_> = nic.taps.iter().chain(&nic.vhost).map(AsFd::as_fd).collect();
     let index = ask(control, &message, &descriptors)?;
-    // As Linux names the devices of the ACPI tables, in their order.
-    Ok(GuestDevice { bus: "platform".into(), address: format!("LNRO0005:{index:02x}") })
+    Ok(guest_device(index))
+}
+
+/// # Errors
+/// What the socket or the VMM say.
+pub fn plug_block(control: &Path, block: Block) -> io::Result<GuestDevice> {
+    let Block { slot, serial, file, bytes, block_size, readonly } = block;
+    let message = Message::Block { slot, serial, bytes, block_size, readonly };
+    Ok(guest_device(ask(control, &message, &[file.as_fd()])?))
+}
+
+/// As Linux names the devices of the ACPI tables, in their order.
+fn guest_device(index: u64) -> GuestDevice {
+    GuestDevice { bus: "platform".into(), address: format!("LNRO0005:{index:02x}") }
 }
 
 /// Asks for so many bytes of memory beyond those of the start, or for nothing: how many are plugged.
@@ -83,9 +104,9 @@ fn ask(control: &Path, message: &Message, descriptors: &[BorrowedFd<'_>]) -> io:
     answer.parse().map_err(|_| io::Error::other(answer.to_owned()))
 }
 
-/// What the slots are filled with at boot.
-pub fn placeholders() -> impl Iterator<Item = Box<dyn VirtioDevice>> {
-    (0..NETWORK_SLOTS).map(|_| Box::new(Placeholder) as Box<dyn VirtioDevice>)
+/// What so many slots are filled with at boot.
+pub fn placeholders(count: usize) -> impl Iterator<Item = Box<dyn VirtioDevice>> {
+    (0..count).map(|_| Box::new(Placeholder) as Box<dyn VirtioDevice>)
 }
 
 /// The VMM's side.
@@ -97,6 +118,9 @@ pub struct Slots {
     /// Device number of the first; the others follow.
     pub first: usize,
     pub used: [bool; NETWORK_SLOTS],
+    /// The same of block devices; those that are not there are in use.
+    pub first_block: usize,
+    pub used_blocks: [bool; BLOCK_SLOTS],
     /// Device number of what plugs memory, where that is possible.
     pub plug: Option<(u32, Control)>,
 }
@@ -125,6 +149,18 @@ impl Slots {
                 self.used[interface.slot] = true;
                 Ok(index as u64)
             }
+            Message::Block { slot, serial, bytes, block_size, readonly } => {
+                if self.used_blocks.get(slot).is_none_or(|used| *used) {
+                    return Err(format!("it has no place for a block device in slot {slot}"));
+                }
+                let file = descriptors.into_iter().next().ok_or("there is no descriptor beside it")?;
+                let disk = Disk::new(file.into(), bytes, block_size, readonly, &serial);
+                let index = self.first_block + slot;
+                self.put(index, Box::new(BlockDevice::new(disk)), machine)
+                    .map_err(|error| one_line(&error))?;
+                self.used_blocks[slot] = true;
+                Ok(index as u64)
+            }
             Message::Memory { bytes } => {
                 let (index, control) =
                     self.plug.as_ref().ok_or("it was not started with a place for more memory")?;
@@ -140,8 +176,12 @@ impl Slots {
     fn plug(&self, interface: &Interface, mut taps: Vec<OwnedFd>, machine: &Machine) -> Result<usize, Error> {
         let vhost = taps.split_off(interface.taps.min(taps.len()));
         let device = Net::new(interface.mac, taps, vhost, &self.memory)?.with_offloads(interface.offloads);
-        let index = self.first + interface.slot;
-        let transport = attach(index, Box::new(device), None, &self.vm, &self.memory, &self.event_loop)?;
+        self.put(self.first + interface.slot, Box::new(device), machine)
+    }
+
+    /// The device's number.
+    fn put(&self, index: usize, device: Box<dyn VirtioDevice>, machine: &Machine) -> Result<usize, Error> {
+        let transport = attach(index, device, None, &self.vm, &self.memory, &self.event_loop)?;
         machine.replace(index, transport);
         Ok(index)
     }

@@ -32,7 +32,7 @@ use crate::devices::serial::{self, Serial};
 use crate::devices::vsock::VsockDevice;
 use crate::devices::vsock_virtio::VsockVirtio;
 use crate::devices::{self, EventLoop, Interrupt, Memory, VirtioDevice, Watch};
-use crate::hypervisor::VmSpec;
+use crate::hypervisor::{BLOCK_SLOTS, NETWORK_SLOTS, VmSpec};
 use crate::jail::{self, Jail, Limits};
 use crate::sys::{clock, fd};
 
@@ -155,8 +155,10 @@ pub fn run() -> Result<End, Error> {
     }
     let first_slot = devices.len();
     if spec.network {
-        devices.extend(plug::placeholders());
+        devices.extend(plug::placeholders(NETWORK_SLOTS));
     }
+    let first_block = devices.len();
+    devices.extend(plug::placeholders(spec.block_slots));
     assert!(devices.len() <= MAX_DEVICES, "the list of devices is this file's");
     let mut states = snapshot.as_ref().map(|(_, state)| state.devices.iter().cloned());
     let attach = |(index, device)| {
@@ -219,6 +221,8 @@ pub fn run() -> Result<End, Error> {
         memory,
         event_loop: event_loop.clone(),
         first: first_slot,
+        first_block,
+        used_blocks: std::array::from_fn(|slot| slot >= spec.block_slots),
         plug,
         used: Default::default(),
     };
@@ -261,6 +265,7 @@ fn read_order(file: &mut File) -> Result<Order, Error> {
     let VmSpec { vcpus, max_vcpus, memory_mib, max_memory_mib, .. } = order.spec;
     let in_range = 1 <= vcpus && vcpus <= max_vcpus && max_vcpus <= 32;
     let in_range = in_range && 32 <= memory_mib && memory_mib <= max_memory_mib && max_memory_mib <= 65_536;
+    let in_range = in_range && order.spec.block_slots <= BLOCK_SLOTS;
     if in_range { Ok(order) } else { Err(Error::Shape { vcpus, max_vcpus, memory_mib, max_memory_mib }) }
 }
 

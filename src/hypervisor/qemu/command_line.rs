@@ -39,7 +39,7 @@ const PARAMETERS: &str =
 const QUIET: &str = "quiet earlyprintk=serial,ttyS0,115200,keep 8250.nr_uarts=0";
 const VERBOSE: &str = "console=ttyS0 loglevel=7";
 const MACHINE: &str = "q35,memory-backend=memory,smm=off,sata=off,smbus=off,vmport=off,hpet=off";
-/// The bridge behind which network interfaces are plugged, and where it is on the root bus. It costs the guest's start 0.1 ms, whatever its
+/// The bridge behind which network interfaces and block devices are plugged, and where it is on the root bus. It costs the guest's start 0.1 ms, whatever its
 /// number of slots; the agent tells the kernel when to look behind it, so no driver of hot-plugging is needed (pcie_ports).
 const NETWORK_BRIDGE: &str = "pcie-pci-bridge,id=network,bus=pcie.0,addr=0x1c";
 pub const NETWORK_BUS: &str = "network";
@@ -53,10 +53,15 @@ const PROPERTIES: [&str; 3] =
 
 /// The guest kernel's command line.
 fn kernel_parameters(spec: &VmSpec) -> String {
-    let network = if spec.network { NETWORK_PARAMETERS } else { "" };
+    let network = if plugs(spec) { NETWORK_PARAMETERS } else { "" };
     let console = if spec.console { VERBOSE } else { QUIET };
     let words = [PARAMETERS, network, &spec.growth_parameters(), console, &spec.kernel_parameters];
     words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+/// Whether anything is to be plugged behind the bridge.
+fn plugs(spec: &VmSpec) -> bool {
+    spec.network || spec.block_slots > 0
 }
 
 /// QEMU's arguments, without argv[0].
@@ -113,7 +118,7 @@ pub fn arguments(accelerator: Accelerator, spec: &VmSpec) -> Vec<OsString> {
     if more_mib > 0 {
         line.option("-device", format!("virtio-mem-pci,id={PLUGGED},memdev=later,requested-size=0"));
     }
-    if spec.network {
+    if plugs(spec) {
         line.option("-device", NETWORK_BRIDGE);
     }
     line.0
@@ -153,6 +158,7 @@ mod tests {
             console: false,
             state_dir: "/run/rt/web".into(),
             network: false,
+            block_slots: 0,
             share_tag: "rt".into(),
         }
     }

@@ -10,6 +10,7 @@
 //!   fsd ──vhost-user───────────────────────────────────┘
 //! ```
 
+mod block;
 mod command_line;
 mod find;
 mod memory;
@@ -32,6 +33,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, pipe2};
 
+pub use block::plug as plug_block;
 pub use command_line::Accelerator;
 pub use find::{MINIMUM_VERSION, accelerators, find, version};
 pub use memory::plugged as plugged_memory;
