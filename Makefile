@@ -37,7 +37,7 @@ kernel_packages := gcc libc6-dev make flex bison bc perl libelf-dev libssl-dev b
 test_packages := $(run_packages) util-linux iproute2 iptables containernetworking-plugins
 caller_packages := $(test_packages) conmon podman containerd docker.io python3 python3-grpcio python3-protobuf protobuf-compiler
 conformance_packages := $(test_packages) bats gawk jq gcc libc6-dev dpkg-dev procps runc
-bench_packages := $(test_packages) runc crun
+bench_packages := $(test_packages) runc crun containerd
 
 # $(call need,PACKAGES): installs those that are missing.
 define need

@@ -83,6 +83,8 @@ bench() {
   stage bench-kvm-machine env RT_TEST_PLACE=kvm RT_TEST_PATIENCE=4 KVM_MACHINE_OUT="$logs/kvm-machine" \
     RT_BENCH_JSON="$logs/kvm-machine/bench.json" KVM_MACHINE_ENV="RT_BIN RT_TEST_PLACE RT_TEST_PATIENCE RT_BENCH_JSON" \
     "${as_root[@]}" tests/integration/kvm-machine.sh "$(printf '%q ' "$(program)" --ignored --nocapture --test-threads 1 bench::)"
+  stage bench-shim-kvm-machine env RT_TEST_PATIENCE=4 KVM_MACHINE_ENV="RT_BIN RT_TEST_PATIENCE" "${as_root[@]}" \
+    tests/integration/kvm-machine.sh tests/integration/callers/bench.sh
 }
 
 # Adds libtest's closing lines up. A stage that failed, or should have run tests and ran none, counts as one more.

@@ -1,8 +1,7 @@
 //! What each verb costs, with runc and crun beside it: create, start, state, kill, delete; executing a process in a container
 //! that runs; and the memory of one container more.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -88,14 +87,11 @@ fn all() {
     drop(bundle.call());
     let runtimes = Runtime::all(&bundle);
     assert_eq!(runtimes.first().map(|one| one.name), Some("rt"), "rt does not run here");
+    println!();
     let mut table = Table::default();
-    verbs(&bundle, &runtimes, &mut table);
-    execs(&bundle, &runtimes, &mut table);
-    table.print();
-    if let Some(path) = std::env::var_os("RT_BENCH_JSON") {
-        let path = Path::new(&path).with_extension("verbs.json");
-        fs::write(path, format!("{:#}\n", table.json())).unwrap();
-    }
+    table.part("verbs", |table| verbs(&bundle, &runtimes, table));
+    table.part("processes executed", |table| execs(&bundle, &runtimes, table));
+    table.end("verbs.json");
     bundle.leaves_nothing();
 }
 

@@ -194,6 +194,28 @@ for moment in 0.3 1 2; do
   else failed=$((failed + 1)); echo "test shim::containerd_dies_after_$moment ... FAILED"; tail -20 "$work/output"; fi
 done
 
+# The same in the middle of other calls: what was asked has happened or has not, and the container can be had away.
+# during CALL…: of ctr, for a container q that runs.
+during() {
+  ctr run -d --runtime $runtime --rootfs "$root" q sleep 1000 >/dev/null || return
+  ctr "$@" >/dev/null 2>&1 &
+  local client=$!
+  sleep 0.05
+  end_containerd KILL; wait $client
+  start_containerd || return
+  ctr task resume q 2>/dev/null
+  ctr task kill -s SIGKILL q 2>/dev/null
+  # It may have ended before, or be about to.
+  within 30 sh -c "! $ctr_ task ls | grep '^q ' | grep -qv STOPPED" || return
+  ctr task delete q; ctr container rm q
+  within 30 gone q && within 10 no_state && within 10 no_processes_of q
+}
+for call in 'exec --exec-id x q sleep 1' 'pause q' 'kill -s SIGKILL q' 'metrics q' 'delete -f q'; do
+  name=shim::containerd_dies_in_${call%% *}
+  if during task $call >"$work/output" 2>&1; then passed=$((passed + 1)); echo "test $name ... ok"
+  else failed=$((failed + 1)); echo "test $name ... FAILED"; tail -20 "$work/output"; fi
+done
+
 # Its client is gone, and with it who reads.
 unread() {
   command ctr -a "$work/containerd.sock" -n "$namespace" run --runtime $runtime --rootfs "$root" y yes >/dev/null &

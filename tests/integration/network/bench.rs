@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::netns::Pair;
 use super::serving_bundle;
 use super::traffic::{self, Client};
+use crate::bench::Table;
 use crate::shell::{Place, place};
 
 /// Of each figure, the best is taken: what else runs on the machine only ever takes away.
@@ -43,26 +44,39 @@ fn in_a_vm(hypervisor: &str, settings: &str, mib: u64) -> Figures {
     measure(&pair, mib)
 }
 
+/// What to beat: the figures of QEMU.
+fn tell(table: &mut Table, who: &str, [to, from, trips]: Figures, least: Option<Figures>) {
+    let bound = |index: usize| least.map(|least| least[index]);
+    table.row_at_least(format!("TCP to a pod, {who}"), to, "MiB/s", bound(0));
+    table.row_at_least(format!("TCP from a pod, {who}"), from, "MiB/s", bound(1));
+    table.row_at_least(format!("TCP round trips to a pod, {who}"), trips, "/s", bound(2));
+}
+
 #[test]
 #[ignore = "a measurement: make bench"]
 fn network() {
     let mib: u64 = std::env::var("RT_TEST_BULK_MIB").map_or(64, |text| text.parse().expect("a number"));
-    let mut rows = Vec::new();
-    let veth = Pair::new("");
-    let server = traffic::serve_in(&veth.pod);
-    rows.push(("veth, no VM", measure(&veth, mib)));
-    drop(server);
-    if place() == Place::Kvm {
-        rows.push(("rt's VMM, vhost-net", in_a_vm("kvm", "", mib)));
-        rows.push(("rt's VMM, without vhost-net", in_a_vm("kvm", "[network]\nvhost = false\n", mib)));
-    }
-    rows.push(("QEMU", in_a_vm("qemu", "", mib)));
-    println!(
-        "\n{:<30} {:>12} {:>12} {:>14}",
-        "TCP, pod and peer", "to, MiB/s", "from, MiB/s", "round trips/s"
-    );
-    for (what, [to, from, trips]) in &rows {
-        println!("{what:<30} {to:>12.0} {from:>12.0} {trips:>14.0}");
-    }
     println!();
+    let mut table = Table::default();
+    table.part("TCP by a plain veth", |table| {
+        let veth = Pair::new("");
+        let _server = traffic::serve_in(&veth.pod);
+        tell(table, "a plain veth, no VM", measure(&veth, mib), None);
+    });
+    let mut qemu = None;
+    table.part("TCP, QEMU", |table| {
+        let figures = in_a_vm("qemu", "", mib);
+        tell(table, "QEMU", figures, None);
+        qemu = Some(figures);
+    });
+    if place() == Place::Kvm {
+        table.part("TCP, rt's VMM", |table| {
+            tell(table, "rt's VMM", in_a_vm("kvm", "", mib), qemu);
+        });
+        table.part("TCP, rt's VMM without vhost-net", |table| {
+            let figures = in_a_vm("kvm", "[network]\nvhost = false\n", mib);
+            tell(table, "rt's VMM without vhost-net", figures, None);
+        });
+    }
+    table.end("network.json");
 }
