@@ -240,6 +240,9 @@ pub trait Vm {
     fn end(&mut self) -> Ending;
 }
 
+/// As good as for ever, and no more than an instant holds.
+const LONGEST: Duration = Duration::from_secs(365 * 86_400);
+
 /// A stream to a port on which the guest listens; `socket` is [`VmRecord::vsock`]. The guest may take so long to accept it.
 ///
 /// # Errors
@@ -259,7 +262,7 @@ pub struct Connecting {
 /// # Errors
 /// [`Error::Connect`]
 pub fn begin_connect(socket: &Path, port: u32, timeout: Duration) -> Result<Connecting, Error> {
-    let stream = vsock::Connecting::begin(socket, port, Instant::now() + timeout);
+    let stream = vsock::Connecting::begin(socket, port, Instant::now() + timeout.min(LONGEST));
     Ok(Connecting { stream: stream.map_err(|source| Error::Connect { port, source })?, port })
 }
 

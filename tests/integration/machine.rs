@@ -163,11 +163,14 @@ fn a_block_device_that_is_not_meant_or_not_there_is_not_given() {
     // As for a privileged container: all devices are listed, everything is allowed.
     bundle.config["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
     bundle.args(&["/bin/sh", "-c", "ls /dev/mine; ls /sys/block"]);
-    let ended = bundle.run(&[]);
-    assert!(!ended.text().contains("vda") && !ended.text().contains("/dev/mine"), "{ended}");
+    let ended = bundle.call().end();
+    assert!(
+        ended.text().contains("loop") && !ended.text().contains("vda") && !ended.text().contains("/dev/mine"),
+        "{ended}"
+    );
     let mut bundle = sleeping();
     let mut nowhere = disk;
     nowhere.number = (4000, 4000);
     nowhere.give(&mut bundle, "rwm");
-    bundle.run(&[]).fails(&["block device 4000:4000", "/dev/mine", "no block device of this number"]);
+    bundle.call().end().fails(&["block device 4000:4000", "/dev/mine", "no block device of this number"]);
 }

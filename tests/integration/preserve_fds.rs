@@ -33,7 +33,9 @@ fn a_socket_works_both_ways_and_detached_too() {
     let number = far.as_raw_fd();
     nix::fcntl::fcntl(&far, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
     let dir = bundle.dir().to_str().unwrap().to_owned();
-    let script = format!("exec \"$@\" 3<&{number} {number}<&- >{dir}/out 2>{dir}/err");
+    // Of bash, which takes numbers of several digits.
+    let script =
+        format!("exec bash -c 'exec \"$@\" 3<&{number} {number}<&- >{dir}/out 2>{dir}/err' bash \"$@\"");
     let line = ["run", "--detach", "--preserve-fds", "1", "-b", &dir, &bundle.id];
     bundle.rt_through(&script, &line).code(0);
     drop(far);
