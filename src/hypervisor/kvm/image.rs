@@ -4,6 +4,7 @@
 //! Files go from page cache to guest memory by sendfile(2): no page is zeroed first, none is mapped into this process, and nothing
 //! is left of the kernel but where it runs.
 
+use std::cmp::Reverse;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
@@ -156,8 +157,8 @@ pub fn send(from: &File, mut to: &File, offset: u64, size: u64) -> io::Result<u6
     io::copy(&mut from.take(size), &mut to)
 }
 
-/// Where the pages of a kernel lie that are neither written to nor ever freed: those of its executable segment, but for what pads
-/// it (Linux frees the padding). Ascending; [`MAX_CONSTANT`] at most. An ELF file that was loaded is sound as far as this reads it.
+/// Where the pages of a kernel lie that are never freed nor part of a buffer: those of its executable segment, but for what pads it (Linux
+/// frees the padding). It does patch its code. Ascending; [`MAX_CONSTANT`] at most. An ELF file that was loaded is sound as far as this reads it.
 ///
 /// # Errors
 /// Those of reading.
@@ -196,7 +197,7 @@ pub fn constant(kernel: &File) -> io::Result<Vec<Range<u64>>> {
             }
         }
     }
-    ranges.sort_by_key(|range| range.start.wrapping_sub(range.end));
+    ranges.sort_by_key(|range| Reverse(range.end - range.start));
     ranges.truncate(MAX_CONSTANT);
     ranges.sort_by_key(|range| range.start);
     Ok(ranges)

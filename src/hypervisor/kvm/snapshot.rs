@@ -54,7 +54,7 @@ pub struct State {
     cpuid: Vec<kvm_cpuid_entry2>,
     pub vcpus: Vec<Registers>,
     pub devices: Vec<mmio::State>,
-    /// Guest memory that neither changes nor gets another purpose: all machines share the template's.
+    /// Guest memory that never gets another purpose and hardly changes: all machines share the template's.
     pub constant: Vec<Range<u64>>,
     interrupt_controllers: Vec<kvm_irqchip>,
     clock: kvm_clock_data,

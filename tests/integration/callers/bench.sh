@@ -6,14 +6,7 @@ rounds=7 namespace=rt-bench-$$
 mkdir -p "$work/image" "$work/bin"
 lay_rootfs "$work/image"
 ln -s "$RT" "$work/bin/containerd-shim-rt-v2"
-cat >"$work/config.toml" <<TOML
-version = 2
-root = "$work/root"
-state = "$work/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
-[grpc]
-  address = "$work/containerd.sock"
-TOML
+containerd_config </dev/null
 PATH=$work/bin:$PATH containerd -c "$work/config.toml" >"$work/containerd.log" 2>&1 &
 daemon=$!
 finish() { kill "$daemon" 2>/dev/null; wait "$daemon" 2>/dev/null; rm -rf --one-file-system "$work"; }

@@ -4,13 +4,7 @@
 
 mkdir -p "$work/image" "$work/oci"
 lay_rootfs "$work/image"
-cat >"$work/config.toml" <<TOML
-version = 2
-root = "$work/root"
-state = "$work/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
-[grpc]
-  address = "$work/containerd.sock"
+containerd_config <<TOML
 [plugins."io.containerd.runtime.v1.linux"]
   shim_debug = false
   runtime = "$RT"

@@ -80,3 +80,18 @@ summary() {
   echo "test result: $([ $failed -eq 0 ] && echo ok || echo FAILED). $passed passed; $failed failed; 0 ignored; 0 measured"
   [ $((passed + failed)) -gt 0 ] && [ $failed -eq 0 ]
 }
+
+# containerd_config: $work/config.toml, for a containerd without CRI in $work; standard input is added.
+containerd_config() {
+  {
+    cat <<TOML
+version = 2
+root = "$work/root"
+state = "$work/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[grpc]
+  address = "$work/containerd.sock"
+TOML
+    cat
+  } >"$work/config.toml"
+}

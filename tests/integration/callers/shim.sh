@@ -8,14 +8,7 @@ mkdir -p "$work/image" "$work/bin"
 lay_rootfs "$work/image"
 ln -s "$RT" "$work/bin/containerd-shim-rt-v2"
 ln -s "$RT" "$work/bin/containerd-shim-kata-v2"
-cat >"$work/config.toml" <<TOML
-version = 2
-root = "$work/root"
-state = "$work/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
-[grpc]
-  address = "$work/containerd.sock"
-TOML
+containerd_config </dev/null
 daemon=
 start_containerd() {
   PATH=$work/bin:$PATH containerd -c "$work/config.toml" >>"$work/containerd.log" 2>&1 &
