@@ -17,7 +17,7 @@ within 60 ctr version >/dev/null || { tail "$work/containerd.log"; exit 1; }
 # once RUNTIME: milliseconds from fork to exit. A process that is waited for, not a clock in it: the shell's own.
 once() {
   local begin=${EPOCHREALTIME/./} output
-  output=$(ctr run --rm --runtime "$1" --rootfs "$work/image" "b$RANDOM$RANDOM" echo hi 2>&1) || { echo "$1: $output" >&2; return 1; }
+  output=$(ctr run --rm --runtime "$1" --rootfs "$work/image" "b$RANDOM$RANDOM" /bin/echo hi 2>&1) || { echo "$1: $output" >&2; return 1; }
   [ "$output" = hi ] || { echo "$1 said $output" >&2; return 1; }
   echo $(((${EPOCHREALTIME/./} - begin) / 1000))
 }
