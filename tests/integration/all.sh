@@ -25,7 +25,7 @@ as_root=(); [ "$(id -u)" = 0 ] || as_root=(sudo -E)
 # stage NAME COMMAND...: its output goes to a log, too.
 stage() {
   local name=$1 start=$SECONDS status; shift
-  echo "== $name: $*"
+  echo "== $name: $(cut -c -200 <<<"$*")"
   "$@" 2>&1 | tee "$logs/$name.log"
   status=${PIPESTATUS[0]}
   echo "== $name: $([ "$status" -eq 0 ] && echo ok || echo "failed with $status"), $((SECONDS - start)) s"
@@ -42,15 +42,30 @@ kvm_works() {
   [ "${PIPESTATUS[0]}" -eq 0 ] && [ ! -s "$logs/kvm.txt" ]
 }
 
+# named FILTER...: the tests whose names contain one of them, all without any; a line each.
+named() { "$(program)" --list "$@" | sed -n 's/: test$//p' | grep -v '^bench::'; }
+
+# here_with STAGE PLACE RUNNER... -- [FILTER...]: fifty machines at once leave others no time, so they run after them, alone.
+here_with() {
+  local name=$1 place=$2 runner=() beside=() alone=(); shift 2
+  while [ "$1" != -- ]; do runner+=("$1"); shift; done; shift
+  mapfile -t beside < <(named "$@" | grep -v '^concurrency::')
+  mapfile -t alone < <(named "$@" | grep '^concurrency::')
+  [ $((${#beside[@]} + ${#alone[@]})) -gt 0 ] || { echo "== no test is named so: $*"; failed_stages+=("$name"); return 1; }
+  export RT_TEST_PLACE=$place
+  [ ${#beside[@]} -eq 0 ] || stage "$name" "${runner[@]}" "$(program)" --test-threads 2 --exact "${beside[@]}"
+  [ ${#alone[@]} -eq 0 ] || stage "$name-alone" "${runner[@]}" "$(program)" --test-threads 1 --exact "${alone[@]}"
+}
+
 here() {
   local hidden='mount --make-rprivate / && { [ ! -e /dev/kvm ] || mount --bind /dev/null /dev/kvm; } && exec "$@"'
   echo "== is there a KVM here that runs a guest?"
   if kvm_works; then
-    stage here-kvm env RT_TEST_PLACE=kvm "${as_root[@]}" "$(program)" --test-threads 2 "$@"
-    stage here-emulated env RT_TEST_PLACE=emulation "${as_root[@]}" unshare -m sh -c "$hidden" sh "$(program)" --test-threads 2 "$@"
+    here_with here-kvm kvm "${as_root[@]}" -- "$@"
+    here_with here-emulated emulation "${as_root[@]}" unshare -m sh -c "$hidden" sh -- "$@"
   else
     echo "== no: software emulation"
-    stage here env RT_TEST_PLACE=emulation "${as_root[@]}" "$(program)" --test-threads 2 "$@"
+    here_with here emulation "${as_root[@]}" -- "$@"
   fi
 }
 
@@ -58,7 +73,7 @@ here() {
 # other test. They take about ten minutes where nothing else runs.
 kvm() {
   local machines=1 names=() available chosen command pids=() i status=0 start=$SECONDS
-  mapfile -t names < <("$(program)" --list "$@" | sed -n 's/: test$//p' | grep -v '^bench::')
+  mapfile -t names < <(named "$@")
   [ ${#names[@]} -gt 0 ] || { echo "== no test is named so: $*"; failed_stages+=(kvm-machine); return 1; }
   available=$(awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo)
   [ "$(nproc)" -lt 2 ] || [ "$available" -lt 8192 ] || [ ${#names[@]} -lt 2 ] || machines=2

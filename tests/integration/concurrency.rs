@@ -1,14 +1,24 @@
-//! Many at once, of the same and of different IDs: one wins, each state is right.
+//! Many at once, of the same and of different IDs: one wins, each state is right. These tests run alone (all.sh): fifty
+//! machines leave others no time, and all patience is theirs.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use crate::shell::{Bundle, Place, host, patience, place};
+use crate::shell::{Bundle, Ended, Place, host, patience, place};
+
+/// Each gets a fiftieth of the machine.
+const SETTINGS: &str =
+    "[hypervisor]\nmemory_mib = 128\n[agent]\nboot_timeout_ms = 900000\ntimeout_ms = 900000\n";
+
+fn patiently(bundle: &Bundle, args: &[&str]) -> Ended {
+    bundle.rt_within(patience(900), args)
+}
 
 #[test]
 fn fifty_creates_of_one_id_make_one_container() {
     let mut bundle = Bundle::new();
     bundle.args(&["/bin/sleep", "1000"]);
+    bundle.settings = SETTINGS.into();
     let dir = bundle.dir().to_str().unwrap().to_owned();
     // The first call writes config.json, which the others then find as it is.
     bundle.rt(&["list", "-q"]).says(&[]);
@@ -16,7 +26,7 @@ fn fifty_creates_of_one_id_make_one_container() {
     thread::scope(|scope| {
         for _ in 0..50 {
             scope.spawn(|| {
-                let ended = bundle.rt(&["create", "-b", &dir, &bundle.id]);
+                let ended = patiently(&bundle, &["create", "-b", &dir, &bundle.id]);
                 match ended.code {
                     0 => drop(made.fetch_add(1, Ordering::Relaxed)),
                     _ => drop(ended.fails(&["container with given ID already exists"])),
@@ -30,8 +40,7 @@ fn fifty_creates_of_one_id_make_one_container() {
     thread::scope(|scope| {
         for _ in 0..50 {
             scope.spawn(|| {
-                let ended = bundle.rt(&["delete", "--force", &bundle.id]);
-                ended.code(0).stdout("").stderr("");
+                patiently(&bundle, &["delete", "--force", &bundle.id]).code(0).stdout("").stderr("");
             });
         }
     });
@@ -43,9 +52,7 @@ fn fifty_creates_of_one_id_make_one_container() {
 fn fifty_different_ids_do_not_meet() {
     let mut bundle = Bundle::new();
     bundle.args(&["/bin/sleep", "1000"]);
-    // Each gets a fiftieth of the machine.
-    bundle.settings =
-        "[hypervisor]\nmemory_mib = 128\n[agent]\nboot_timeout_ms = 900000\ntimeout_ms = 900000\n".into();
+    bundle.settings = SETTINGS.into();
     let dir = bundle.dir().to_str().unwrap().to_owned();
     bundle.rt(&["list", "-q"]).says(&[]);
     let count = match place() {
@@ -57,7 +64,7 @@ fn fifty_different_ids_do_not_meet() {
     let all = |act: &(dyn Fn(&str) + Sync)| {
         thread::scope(|scope| ids.iter().for_each(|id| drop(scope.spawn(|| act(id)))));
     };
-    let rt = |args: &[&str]| bundle.rt_within(patience(900), args);
+    let rt = |args: &[&str]| patiently(&bundle, args);
     all(&|id| {
         rt(&["create", "-b", &dir, id]).says(&[]);
     });

@@ -106,7 +106,7 @@ impl fmt::Display for Processes {
 
 /// What is left of a run whose rt has ended. What dies a moment later is waited for.
 pub fn of(key: &str, dir: &Path, state: &Path, id: Option<&str>, record_stays: bool) -> Vec<String> {
-    let deadline = Instant::now() + patience(5);
+    let deadline = Instant::now() + patience(20);
     loop {
         let found = look(key, dir, state, id, record_stays);
         if found.is_empty() || Instant::now() > deadline {
