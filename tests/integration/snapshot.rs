@@ -84,6 +84,31 @@ fn it_works_as_one_that_booted() {
     }
 }
 
+/// Its kernel's code and page structures are the template's own memory: of 256 MiB the latter take 4.
+#[test]
+fn what_never_changes_its_purpose_is_shared() {
+    let mut bundle = of_a_new_kind("memory_mib = 256\n");
+    assert!(!run(&mut bundle, "").1);
+    bundle.args(&["/bin/sh", "-c", "echo ready; exec sleep 1000"]);
+    let mut running = bundle.call().record_stays().start();
+    running.says("ready\n");
+    let maps = fs::read_to_string(format!("/proc/{}/maps", running.helper("vmm")));
+    running.signal(nix::sys::signal::Signal::SIGKILL);
+    running.end();
+    let mib: u64 = maps.map_or(0, |maps| {
+        let shared = maps.lines().filter(|line| line.contains(DIRECTORY));
+        let bytes = shared.map(|line| {
+            let (start, end) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+            u64::from_str_radix(end, 16).unwrap() - u64::from_str_radix(start, 16).unwrap()
+        });
+        bytes.sum::<u64>() >> 20
+    });
+    match place() {
+        Place::Emulation => assert_eq!(mib, 0),
+        Place::Kvm => assert!((8 + 4..=24).contains(&mib), "{mib} MiB"),
+    }
+}
+
 /// One is there before the machine runs, which makes its template without it; whoever starts from that gets its own.
 #[test]
 fn interfaces_are_none_of_the_templates() {

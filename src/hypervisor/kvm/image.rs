@@ -4,7 +4,6 @@
 //! Files go from page cache to guest memory by sendfile(2): no page is zeroed first, none is mapped into this process, and nothing
 //! is left of the kernel but where it runs.
 
-use std::cmp::Reverse;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
@@ -30,8 +29,6 @@ const RAM: u32 = 1;
 /// "xEn3" with the high bit of its E set.
 const START_INFO_MAGIC: u32 = 0x336e_c578;
 const PAGE: u64 = 0x1000;
-/// So many ranges has [`constant`] at most: each splits memory as the file server sees it, which takes eight parts.
-const MAX_CONSTANT: usize = 4;
 
 /// Guest memory, also as a file, for what is written to it without a mapping. Low memory is the start of the file, so a
 /// place's offset in it is its address.
@@ -157,12 +154,12 @@ pub fn send(from: &File, mut to: &File, offset: u64, size: u64) -> io::Result<u6
     io::copy(&mut from.take(size), &mut to)
 }
 
-/// Where the pages of a kernel lie that are never freed nor part of a buffer: those of its executable segment, but for what pads it (Linux
-/// frees the padding). It does patch its code. Ascending; [`MAX_CONSTANT`] at most. An ELF file that was loaded is sound as far as this reads it.
+/// Where a kernel's code and constants lie: its executable segment, but for what pads it (Linux frees the padding). It does patch its
+/// code. An ELF file that was loaded is sound as far as this reads it.
 ///
 /// # Errors
 /// Those of reading.
-pub fn constant(kernel: &File) -> io::Result<Vec<Range<u64>>> {
+pub fn code(kernel: &File) -> io::Result<Vec<Range<u64>>> {
     // elf(5), Elf64_Ehdr and Elf64_Phdr.
     const LOAD: u64 = 1;
     const EXECUTE: u64 = 1;
@@ -197,9 +194,6 @@ pub fn constant(kernel: &File) -> io::Result<Vec<Range<u64>>> {
             }
         }
     }
-    ranges.sort_by_key(|range| Reverse(range.end - range.start));
-    ranges.truncate(MAX_CONSTANT);
-    ranges.sort_by_key(|range| range.start);
     Ok(ranges)
 }
 
@@ -295,7 +289,7 @@ mod tests {
 
     /// Two pages of code, of which the second is padding; data, which is written to.
     #[test]
-    fn padding_and_data_are_not_constant() {
+    fn padding_and_data_are_not_code() {
         let page = PAGE as usize;
         let mut elf = vec![0; 5 * page];
         let mut put = |at: usize, bytes: &[u8]| elf[at..at + bytes.len()].copy_from_slice(bytes);
@@ -315,7 +309,7 @@ mod tests {
         put(2 * page, &[0xcc; PAGE as usize]);
         put(3 * page, b"constants");
         put(4 * page, b"data");
-        let ranges = constant(&file(&elf)).expect("it is read");
+        let ranges = code(&file(&elf)).expect("it is read");
         assert_eq!(ranges, [0x20_0000..0x20_1000, 0x20_2000..0x20_3000]);
     }
 }

@@ -25,6 +25,7 @@ mod acpi;
 mod cpuid;
 mod image;
 mod machine;
+mod memmap;
 mod memory;
 mod pause;
 mod plug;

@@ -57,6 +57,12 @@ impl Registers {
         })
     }
 
+    /// Where the tables are by which it finds memory (CR3), if they have four levels (CR4.LA57 would be a fifth).
+    pub fn page_tables(&self) -> Option<u64> {
+        const LA57: u64 = 1 << 12;
+        (self.sregs.cr4 & LA57 == 0).then_some(self.sregs.cr3)
+    }
+
     /// Makes them those of `vcpu`, which has its CPUID and has not run.
     pub fn give(&self, vcpu: &VcpuFd) -> Result<(), Error> {
         let failed = || Error::kvm("set a vCPU's state");

@@ -9,6 +9,7 @@
 //! registers alone, and where its rings stand is read from guest memory. Who may read such a file, and what of a machine must
 //! be the same for it to fit, is `template`'s affair.
 
+use std::cmp::Reverse;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::ops::Range;
@@ -32,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use super::machine::Machine;
 use super::pause::Pause;
 use super::registers::Registers;
-use super::{Error, image, memory, one_line};
+use super::{Error, image, memmap, memory, one_line};
 use crate::devices::{Memory, mmio};
 use crate::sys::clock;
 
@@ -43,6 +44,8 @@ const MAX_STATE: u64 = 4 << 20;
 const PAGE: usize = 4096;
 /// What Linux fills pages with that it needed for its start only, as it frees them (POISON_FREE_INITMEM): the initramfs above all.
 const FREED: u8 = 0xcc;
+/// So many dedicated ranges at most: each splits memory as the file server sees it, which takes eight parts, two of them above the gap.
+const MAX_DEDICATED: usize = 5;
 /// So many empty pages are a hole; fewer are copied with their neighbours, since each piece costs system calls at every start.
 const HOLE: usize = 16;
 
@@ -54,8 +57,8 @@ pub struct State {
     cpuid: Vec<kvm_cpuid_entry2>,
     pub vcpus: Vec<Registers>,
     pub devices: Vec<mmio::State>,
-    /// Guest memory that never gets another purpose and hardly changes: all machines share the template's.
-    pub constant: Vec<Range<u64>>,
+    /// Guest memory that never gets another purpose: all machines share the template's until they write to it. Ascending.
+    pub dedicated: Vec<Range<u64>>,
     interrupt_controllers: Vec<kvm_irqchip>,
     clock: kvm_clock_data,
 }
@@ -67,7 +70,7 @@ impl State {
         cpuid: &CpuId,
         vcpus: Vec<Registers>,
         devices: Vec<mmio::State>,
-        constant: Vec<Range<u64>>,
+        dedicated: Vec<Range<u64>>,
     ) -> Result<Self, Error> {
         let mut interrupt_controllers = Vec::new();
         for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC] {
@@ -83,7 +86,7 @@ impl State {
             cpuid: cpuid.as_slice().to_vec(),
             vcpus,
             devices,
-            constant,
+            dedicated,
             interrupt_controllers,
             clock,
         })
@@ -108,14 +111,14 @@ impl State {
     }
 }
 
-/// Fills fresh guest memory from `template`, by sendfile(2) as a kernel is loaded, but for what is constant: that is
+/// Fills fresh guest memory from `template`, by sendfile(2) as a kernel is loaded, but for what is dedicated: that is
 /// the template's own, mapped in its place. Another process that maps `memory` sees nothing there.
-pub fn load(template: &File, memory: &File, mapping: &Memory, constant: &[Range<u64>]) -> Result<(), Error> {
+pub fn load(template: &File, memory: &File, mapping: &Memory, dedicated: &[Range<u64>]) -> Result<(), Error> {
     let failed = || Error::host("copy a template");
     let memory_bytes = memory.metadata().map_err(failed())?.len();
     let mut template = template;
     for (start, end) in data(template, memory_bytes).map_err(Error::host("look through a template"))? {
-        for part in without(start..end, constant) {
+        for part in without(start..end, dedicated) {
             template.seek(SeekFrom::Start(part.start)).map_err(failed())?;
             let length = part.end - part.start;
             if image::send(template, memory, part.start, length).map_err(failed())? != length {
@@ -123,7 +126,21 @@ pub fn load(template: &File, memory: &File, mapping: &Memory, constant: &[Range<
             }
         }
     }
-    constant.iter().try_for_each(|range| memory::lay_over(mapping, range, template))
+    dedicated.iter().try_for_each(|range| memory::lay_over(mapping, range, template))
+}
+
+/// The guest memory that has one purpose from the start to the end, in which no buffer can lie: the kernel's code, its page structures.
+/// The largest parts of it, ascending, as `lay_over` takes them.
+fn dedicated(kernel: &File, memory: &Memory, boot: &Registers) -> io::Result<Vec<Range<u64>>> {
+    let mut ranges = image::code(kernel)?;
+    if let Some(tables) = boot.page_tables() {
+        ranges.extend(memmap::ranges(memory, tables));
+    }
+    ranges.retain(|range| range.end <= memory::GAP);
+    ranges.sort_by_key(|range| Reverse(range.end - range.start));
+    ranges.truncate(MAX_DEDICATED);
+    ranges.sort_by_key(|range| range.start);
+    Ok(ranges)
 }
 
 /// `range` without `others`, which are ascending.
@@ -199,7 +216,9 @@ pub struct Recorder {
     pub parent: UnixStream,
     pub greeted: Arc<AtomicBool>,
     pub vm: Arc<VmFd>,
-    pub memory: Arc<File>,
+    pub memory: Memory,
+    /// In which it lies.
+    pub file: Arc<File>,
     /// The file that was loaded.
     pub kernel: File,
     pub cpuid: CpuId,
@@ -226,15 +245,16 @@ impl Recorder {
     }
 
     fn record(&self) -> Result<(), Error> {
-        let constant = image::constant(&self.kernel).map_err(Error::host("read the kernel once more"))?;
         self.wait_until_idle()?;
         self.pause.during(&self.vcpus, |registers| {
             let devices = self.machine.frozen();
             let states = devices[..self.devices].iter().map(|device| device.state().clone()).collect();
-            let state = State::take(&self.vm, &self.cpuid, registers, states, constant)?;
+            let dedicated = dedicated(&self.kernel, &self.memory, &registers[0])
+                .map_err(Error::host("read the kernel once more"))?;
+            let state = State::take(&self.vm, &self.cpuid, registers, states, dedicated)?;
             let failed = || Error::host("write a template");
-            let memory_bytes = self.memory.metadata().map_err(failed())?.len();
-            save(&self.memory, &self.template, memory_bytes).map_err(failed())?;
+            let memory_bytes = self.file.metadata().map_err(failed())?.len();
+            save(&self.file, &self.template, memory_bytes).map_err(failed())?;
             let state = postcard::to_stdvec(&state).map_err(|error| failed()(io::Error::other(error)))?;
             self.template.write_all_at(&state, memory_bytes).map_err(failed())
         })
@@ -306,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_constant_is_not_copied() {
+    fn what_is_dedicated_is_not_copied() {
         assert_eq!(without(2..9, &[0..1, 1..3, 5..6, 8..20]), [3..5, 6..8]);
         assert!(without(2..9, &[0..2, 9..10]).iter().eq([&(2..9)]));
         assert!(without(2..9, std::slice::from_ref(&(0..20))).is_empty());

@@ -124,11 +124,11 @@ pub fn run() -> Result<End, Error> {
         Some((file, state?))
     });
 
-    let constant = snapshot.as_ref().map_or(&[][..], |(_, state)| &state.constant);
+    let dedicated = snapshot.as_ref().map_or(&[][..], |(_, state)| &state.dedicated);
     let target = Target { memory: &memory, file: &file, memory_mib: spec.memory_mib };
     let image = match &snapshot {
         Some((template, _)) => {
-            snapshot::load(template, &file, &memory, constant)?;
+            snapshot::load(template, &file, &memory, dedicated)?;
             announce(&uplink)?;
             None
         }
@@ -137,7 +137,7 @@ pub fn run() -> Result<End, Error> {
     timeline.mark(if image.is_some() { "vmm.loaded" } else { "vmm.resumed" });
 
     let event_loop = EventLoop::new()?;
-    let fs = Fs::new(&spec.share_tag, share, constant.to_vec(), &event_loop.events(0))?;
+    let fs = Fs::new(&spec.share_tag, share, dedicated.to_vec(), &event_loop.events(0))?;
     let vsock = VsockDevice::new(rt_proto::GUEST_CID.into(), vsock, uplink).map_err(devices::Error::from)?;
     let greeted = vsock.greeted();
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(fs), Box::new(VsockVirtio::new(vsock))];
@@ -201,7 +201,8 @@ pub fn run() -> Result<End, Error> {
                 parent,
                 greeted,
                 vm: Arc::clone(&vm),
-                memory: file,
+                memory: memory.clone(),
+                file,
                 kernel,
                 cpuid: supported,
                 machine: Arc::clone(&machine),
