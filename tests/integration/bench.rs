@@ -71,8 +71,11 @@ impl Table {
         self.rows.push(json!({"what": what, "value": value, "unit": unit, "bound": text, "pass": pass}));
     }
 
-    /// Measures one part. One that fails is a row that says so, and fails the whole in the end.
+    /// Measures one part, if `RT_BENCH_PART` names none or this. One that fails is a row that says so, and fails the whole in the end.
     pub fn part(&mut self, what: &str, measure: impl FnOnce(&mut Self)) {
+        if std::env::var("RT_BENCH_PART").is_ok_and(|part| part != what) {
+            return;
+        }
         // What it has measured before stays; nothing else of the table is touched by it.
         if catch_unwind(AssertUnwindSafe(|| measure(self))).is_err() {
             println!("{what:<60} {:>10}", "failed");

@@ -18,6 +18,8 @@
 #   KVM_MACHINE_TIMEOUT  seconds until the machine is stopped (default 1500)
 #   KVM_MACHINE_OUT      a directory, shared both ways (default: none)
 #   KVM_MACHINE_ENV      names of variables to pass on, separated by spaces
+#   KVM_MACHINE_ROOT     how the caller's files get there: 9p (default), cached, or virtiofs, which asks for a file's pages
+#                        anew whenever it is opened, as a disk that is not the host's own
 #   KVM_MACHINE_ICOUNT   not empty: its clocks count instructions, one a nanosecond, whatever else runs on this host
 #   KVM_MACHINE_DEBUG    not empty: the machine's kernel messages are shown
 set -Eeuo pipefail
@@ -28,7 +30,7 @@ die() { echo "kvm-machine: $*" >&2; exit 125; }
 trap 'die "line $LINENO: $BASH_COMMAND: failed with $?"' ERR
 
 mem=${KVM_MACHINE_MEM:-4096} limit=${KVM_MACHINE_TIMEOUT:-1500} out=${KVM_MACHINE_OUT:-}
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/rt/kvm-machine
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/rt/kvm-machine root=${KVM_MACHINE_ROOT:-9p}
 for tool in qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio xz:xz-utils apt-get:apt; do
   command -v "${tool%:*}" >/dev/null || die "${tool%:*} is not here; run: apt-get install --no-install-recommends ${tool#*:}"
 done
@@ -75,7 +77,10 @@ mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 for m in $(cat /modules/order); do insmod /modules/$m.ko || fail "cannot load the module $m"; done
 for n in 1 2; do for _ in 1 2 3 4 5 6 7 8 9; do [ -c /dev/vport0p$n ] && break; sleep 0.1; done; done
 p9=trans=virtio,version=9p2000.L,msize=1048576
-mount -t 9p host /host -o ro,$p9,cache=loose || fail "cannot mount the caller's root file system"
+case " $(cat /proc/cmdline) " in
+  *" host=9p "*) mount -t 9p host /host -o ro,$p9,cache=loose ;;
+  *) mount -t virtiofs host /host -o ro ;;
+esac || fail "cannot mount the caller's root file system"
 mount -t tmpfs rw /rw; mkdir -p /rw/upper /rw/work
 mount -t overlay root /new -o lowerdir=/host,upperdir=/rw/upper,workdir=/rw/work || fail "cannot mount the overlay"
 mount -t proc proc /new/proc; mount -t sysfs sys /new/sys; mount -t devtmpfs dev /new/dev
@@ -122,9 +127,9 @@ flock 9
 flock -u 9
 
 run=$(mktemp -d)
-qemu= watchdog=
+qemu= watchdog= server=
 cleanup() {
-  for pid in $watchdog $qemu; do kill -KILL "$pid" 2>/dev/null && wait "$pid" 2>/dev/null || true; done
+  for pid in $watchdog $qemu $server; do kill -KILL "$pid" 2>/dev/null && wait "$pid" 2>/dev/null || true; done
   rm -rf "$run"
 }
 trap cleanup EXIT
@@ -134,18 +139,27 @@ script "$@" >"$run/command"
 cat "$image/initrd" >"$run/initrd"
 truncate -s %4 "$run/initrd"
 cat "$run/command.cpio" >>"$run/initrd"
-share=(-virtfs "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap")
+ulimit -n "$(ulimit -Hn)"
+case $root in
+  9p) share=(-virtfs "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap") ;;
+  virtiofs)
+    /usr/lib/qemu/virtiofsd --socket-path="$run/host.sock" -o source=/ -o cache=auto -o sandbox=chroot --rlimit-nofile=0 2>"$run/virtiofsd" 9>&- &
+    server=$!
+    for ((i = 0; i < 100; i++)); do [ ! -S "$run/host.sock" ] || break; sleep 0.1; done
+    share=(-object "memory-backend-memfd,id=memory,size=${mem}M,share=on" -numa node,memdev=memory
+      -chardev "socket,id=host,path=$run/host.sock" -device vhost-user-fs-pci,chardev=host,tag=host) ;;
+  *) die "KVM_MACHINE_ROOT is $root, but has to be 9p or virtiofs" ;;
+esac
 [ -z "$out" ] || { mkdir -p "$out"; share+=(-virtfs "local,path=$out,mount_tag=out,security_model=none"); }
 serial=file:$run/console; [ -z "${KVM_MACHINE_DEBUG:-}" ] || serial=file:/dev/stderr
 
-ulimit -n "$(ulimit -Hn)"
 # Output goes to a file, and without ioeventfd, so that it is there when the machine's write has returned: the guest's driver
 # does not wait for that, and what is under way when the machine is switched off is lost.
 : >"$run/output"
 accel=(-accel tcg,thread=multi); [ -z "${KVM_MACHINE_ICOUNT:-}" ] || accel=(-accel tcg,thread=single -icount shift=0,sleep=off)
 qemu-system-x86_64 -M q35 "${accel[@]}" -cpu max,+svm -smp 1 -m "$mem" \
   -nodefaults -display none -no-reboot -serial "$serial" \
-  -kernel "$image/vmlinuz" -initrd "$run/initrd" -append "console=ttyS0 panic=-1 rdinit=/init quiet mitigations=off" \
+  -kernel "$image/vmlinuz" -initrd "$run/initrd" -append "console=ttyS0 panic=-1 rdinit=/init quiet mitigations=off host=$root" \
   -device virtio-serial-pci,ioeventfd=off -chardev "file,id=output,path=$run/output" -device virtserialport,chardev=output,nr=1 \
   -chardev "file,id=status,path=$run/status" -device virtserialport,chardev=status,nr=2 \
   "${share[@]}" </dev/null 9>&- &
