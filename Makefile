@@ -5,6 +5,7 @@
 # make test-callers    conmon, podman, containerd and docker, with rt as their runtime
 # make conformance     runc's own test suite, with rt and with runc; MODE=passes: what is known to pass, with rt (FILES=exec.bats: of these)
 # make dist     one file, target/dist/rt, with kernel and initramfs inside, for any x86-64 Linux
+# make image    that file in an image for the nodes of a Kubernetes cluster; IMAGE=REGISTRY/rt:VERSION names it
 # make install  to PREFIX (/usr/local), below DESTDIR if set; make uninstall takes it away again
 # make deb      the same as a Debian package, in target/deb
 # make man      man pages and completions anew, from the definition of the command line
@@ -16,7 +17,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: run test build rt agent guest kernel quick-guest tuned-guest bundle lint unit-test integration integration-test test-callers conformance dist install uninstall deb man bench clean
+.PHONY: run test build rt agent guest kernel quick-guest tuned-guest bundle lint unit-test integration integration-test test-callers conformance dist image install uninstall deb man bench clean
 .NOTPARALLEL:
 
 PREFIX ?= /usr/local
@@ -31,6 +32,7 @@ cache := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rt
 build_packages := gcc libc6-dev libseccomp-dev libcap-ng-dev
 deb_packages := dpkg binutils xz-utils
 dist_packages := binutils zstd
+image_packages := busybox-static $(if $(shell command -v podman || command -v buildah || command -v docker),,podman)
 guest_packages := binutils xz-utils zstd cpio
 run_packages := qemu-system-x86 busybox-static
 kernel_packages := gcc libc6-dev make flex bison bc perl libelf-dev libssl-dev binutils xz-utils cpio
@@ -130,10 +132,18 @@ dist: rt tuned-guest
 	packaging/dist.sh $(release)/rt $(guest)/tuned target/dist/rt
 	@ls -l target/dist/rt
 
+image: dist
+	$(call need,$(image_packages))
+	deploy/kubernetes/image.sh $(or $(IMAGE),rt:latest)
+
 install:
 	packaging/install.sh '$(DESTDIR)' '$(PREFIX)'
 
-uninstall:
+unimage: dist
+	$(call need,$(image_packages))
+	deploy/kubernetes/image.sh $(or $(IMAGE),rt:latest)
+
+install:
 	packaging/install.sh --remove '$(DESTDIR)' '$(PREFIX)'
 
 deb: build

@@ -18,6 +18,8 @@ root=$1 prefix=$2
 to=$root$prefix
 links=(kata-runtime containerd-shim-rt-v2)
 completions=(share/bash-completion/completions/rt=completions/rt.bash share/zsh/site-functions/_rt=completions/_rt share/fish/vendor_completions.d/rt.fish=completions/rt.fish)
+# Nobody's when they are empty, unlike bin, lib, share, share/doc and share/man.
+directories=(share/bash-completion{/completions,} share/zsh{/site-functions,} share/fish{/vendor_completions.d,} share/man/man{5,8})
 
 if [ -n "$remove" ]; then
   for link in "${links[@]}"; do
@@ -28,6 +30,7 @@ if [ -n "$remove" ]; then
   for pair in "${completions[@]}"; do rm -f "$to/${pair%%=*}"; done
   for page in man/*.[0-9]; do rm -f "$to/share/man/man${page##*.}/${page#man/}"; done
   rm -rf "$to/lib/rt" "$to/share/doc/rt"
+  for dir in "${directories[@]}"; do [ ! -d "$to/$dir" ] || rmdir --ignore-fail-on-non-empty "$to/$dir"; done
   exit
 fi
 

@@ -40,9 +40,12 @@ case $verb in
     [ -x "$rt" ] || rt=$bin/rt
     [ -x "$rt" ] || die "there is no rt to undo the configuration with"
     wire --undo
-    # The engine still has to delete what runs, by this file.
-    for state in "$root"/run/rt/*; do
-      [ ! -e "$state" ] || { echo "rt: $root/opt/rt stays, since containers such as ${state##*/} still run; remove it later"; exit 0; }
+    # The engine still has to delete what runs, by this file. containerd's containers are below the name of their namespace.
+    for state in "$root"/run/rt/*/state.json "$root"/run/rt/*/*/state.json; do
+      [ -e "$state" ] || continue
+      id=${state%/state.json}
+      echo "rt: $root/opt/rt stays, since containers such as ${id##*/} still run; remove it later"
+      exit 0
     done
     rm -f "$bin/rt"
     rmdir "$bin" "$root/opt/rt" 2>/dev/null || true

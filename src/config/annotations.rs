@@ -122,13 +122,21 @@ pub const ANNOTATIONS: &[(&str, Meaning)] = &[
         "hypervisor.enable_mem_prealloc",
         Meaning::None("memory is taken page by page, as the guest touches it"),
     ),
-    ("hypervisor.enable_virtio_mem", Meaning::None("a machine's memory does not change")),
+    (
+        "hypervisor.enable_virtio_mem",
+        Meaning::None("a machine's memory grows as `hypervisor.grow_memory_mib` says"),
+    ),
     ("hypervisor.enable_guest_swap", Meaning::None("the guest has no swap")),
 ];
 
 /// The meaning of an annotation, by its name without [`PREFIX`].
 pub fn meaning(name: &str) -> Option<Meaning> {
     ANNOTATIONS.iter().find(|(known, _)| *known == name).map(|(_, meaning)| *meaning)
+}
+
+/// What `runtime.enable_annotations` may name.
+pub fn settable() -> impl Iterator<Item = &'static str> {
+    ANNOTATIONS.iter().filter(|(_, meaning)| matches!(meaning, Sets(..))).map(|(name, _)| short(name))
 }
 
 /// The last part of a name, by which `runtime.enable_annotations` knows it.

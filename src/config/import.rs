@@ -1,5 +1,6 @@
 //! Converts Kata Containers' configuration.toml: what has the same meaning becomes a setting, all else a comment that says why not.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use toml::{Table, Value};
@@ -30,6 +31,16 @@ pub fn import(path: &std::path::Path, text: &str) -> Result<String, Error> {
     let mut taken: Vec<(&'static str, Value)> = Vec::new();
     let mut comments = Vec::new();
     for (place, key, value) in leaves(&table) {
+        if key == "enable_annotations" {
+            let left: Vec<String> =
+                names(&value).filter(|(_, ours)| ours.is_empty()).map(|(name, _)| name).collect();
+            if !left.is_empty() {
+                comments.push(format!(
+                    "# {place}.{key}: {}  -- no annotation that changes anything in rt",
+                    left.join(", ")
+                ));
+            }
+        }
         let fate = fate(&place, &key, &value).and_then(|(key, value)| fits(key, value, &taken));
         match fate {
             Fate::Setting(key, value) => taken.push((key, value)),
@@ -91,7 +102,13 @@ fn fate(place: &str, key: &str, value: &Value) -> Fate {
             comment("means as much as can be, which is the default")
         }
         ("hypervisor", "entropy_source") => comment("random numbers come from getrandom(2)"),
-        ("hypervisor", "enable_annotations") => names(value),
+        ("hypervisor", "enable_annotations") => {
+            let ours: BTreeSet<&str> = names(value).flat_map(|(_, ours)| ours).collect();
+            Fate::Setting(
+                "runtime.enable_annotations",
+                ours.into_iter().map(Value::from).collect::<Vec<_>>().into(),
+            )
+        }
         ("hypervisor", _) => by_annotation(&format!("hypervisor.{key}"), value),
         ("agent", "enable_debug") => match value.as_bool() {
             Some(true) => Fate::Setting("agent.log_level", "debug".into()),
@@ -138,21 +155,17 @@ fn parameters(value: &Value) -> Fate {
     }
 }
 
-/// Of the annotations, those that rt has. Kata writes patterns; rt wants names.
-fn names(value: &Value) -> Fate {
-    let known = |name: &str| {
-        annotations::ANNOTATIONS
-            .iter()
-            .any(|(known, meaning)| annotations::short(known) == name && matches!(meaning, Meaning::Sets(..)))
-    };
-    let names: Vec<Value> = value
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|name| name.as_str().is_some_and(known))
-        .cloned()
-        .collect();
-    Fate::Setting("runtime.enable_annotations", names.into())
+/// The names of annotations, as written, each with those of rt's that it means. Kata takes patterns; of these `.*` at the end
+/// is understood.
+fn names(value: &Value) -> impl Iterator<Item = (String, Vec<&'static str>)> {
+    let words = value.as_array().into_iter().flatten().filter_map(Value::as_str);
+    words.map(|word| {
+        let means = |name: &&str| match word.strip_suffix(".*") {
+            Some(start) => name.starts_with(start),
+            None => *name == word,
+        };
+        (one_line(&word.into()), annotations::settable().filter(means).collect())
+    })
 }
 
 /// A value that rt takes, the first of its setting, and no contradiction to those before.
@@ -264,7 +277,9 @@ sandbox_cgroup_only = false
         assert_eq!(hypervisor.qemu.as_deref(), Some(Path::new("/usr/bin/qemu-system-x86_64")));
         assert_eq!(config.agent.boot_timeout_ms, 45_000);
         assert_eq!(config.share.cache, crate::config::Cache::Auto);
-        assert_eq!(config.runtime.enable_annotations, ["kernel_params", "default_vcpus"]);
+        assert_eq!(config.runtime.enable_annotations, ["default_vcpus", "kernel_params"]);
+        let left = "# hypervisor.qemu.enable_annotations: \"enable_iommu\", \"virtio_fs_extra_args\"  -- ";
+        assert!(text.contains(left), "{text}");
         for line in KATA.lines().filter_map(|line| line.split_once(" = ")).map(|(key, _)| key) {
             let told = text.contains(&format!(".{line} = "));
             let set = [
@@ -298,6 +313,12 @@ sandbox_cgroup_only = false
             settings_of(&text);
             assert_eq!(text.contains("Not taken over"), !kata.is_empty(), "{text}");
         }
+        let text = import(
+            Path::new("k.toml"),
+            "[hypervisor.qemu]\nenable_annotations = ['default_.*', 'default_vcpus']\n",
+        );
+        let names = ["default_max_vcpus", "default_maxmemory", "default_memory", "default_vcpus"];
+        assert_eq!(settings_of(&text.unwrap()).runtime.enable_annotations, names);
         let error = import(Path::new("k.toml"), "[a]\nb = = c").unwrap_err().to_string();
         assert!(error.starts_with("k.toml:2:5: "), "{error}");
     }

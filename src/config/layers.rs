@@ -60,9 +60,14 @@ impl Layers {
 
     /// A file of settings.
     pub fn file(&mut self, path: &Path) -> Result<(), Error> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
-        self.text(path, &text)
+        let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
+        match std::str::from_utf8(&bytes) {
+            Ok(text) => self.text(path, text),
+            Err(error) => {
+                let (line, column) = place(&String::from_utf8_lossy(&bytes), error.valid_up_to());
+                Err(Error::Syntax { path: path.into(), line, column, reason: "not UTF-8".into() })
+            }
+        }
     }
 
     /// `config.d/*.toml` beside the main file, by name.
@@ -240,7 +245,7 @@ mod tests {
             Form::Number(_, most) => most.into(),
             Form::Text | Form::Path => "/x".into(),
             Form::Word(words) => words[words.len() - 1].into(),
-            Form::Names => Value::Array(vec!["x".into()]),
+            Form::Annotations => Value::Array(vec!["kernel_params".into()]),
         }
     }
 

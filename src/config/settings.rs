@@ -2,6 +2,8 @@
 
 use toml::Value;
 
+use super::annotations;
+
 /// One setting.
 #[derive(Debug)]
 pub struct Setting {
@@ -23,7 +25,8 @@ pub enum Form {
     /// An absolute path.
     Path,
     Word(&'static [&'static str]),
-    Names,
+    /// Annotations that set something, by the last part of their names.
+    Annotations,
 }
 
 /// Of what the guest's kernel is told, an operator's share: it takes 2047 bytes in all.
@@ -277,7 +280,7 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "runtime.enable_annotations",
-        form: Form::Names,
+        form: Form::Annotations,
         open: None,
         text: "The annotations that bundles may use, by the last part of their names; see annotations.md. An empty list \
                allows none.",
@@ -342,7 +345,10 @@ impl Setting {
                 let quoted: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
                 quoted.join(" or ")
             }
-            Form::Names => "a list of names".into(),
+            Form::Annotations => {
+                let names: Vec<String> = annotations::settable().map(|name| format!("\"{name}\"")).collect();
+                format!("a list of {}", names.join(", "))
+            }
         }
     }
 
@@ -360,7 +366,9 @@ impl Setting {
             (Form::Text, Value::String(text)) => text.len() <= MAX_TEXT && !text.contains(char::is_control),
             (Form::Path, Value::String(path)) => path.starts_with('/') && !path.contains('\0'),
             (Form::Word(words), Value::String(word)) => words.contains(&word.as_str()),
-            (Form::Names, Value::Array(names)) => names.iter().all(Value::is_str),
+            (Form::Annotations, Value::Array(names)) => names.iter().all(|name| {
+                name.as_str().is_some_and(|name| annotations::settable().any(|known| known == name))
+            }),
             _ => false,
         };
         if fits { Ok(Some(value.clone())) } else { Err(self.wanted()) }
@@ -381,7 +389,7 @@ impl Setting {
                 _ => return Err(self.wanted()),
             },
             Form::Number(..) => Value::Integer(text.trim().parse().map_err(|_| self.wanted())?),
-            Form::Names => {
+            Form::Annotations => {
                 let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
                 Value::Array(names.map(Value::from).collect())
             }
@@ -435,6 +443,12 @@ mod tests {
         assert!(parse("hypervisor.console", "yes").is_err());
         assert!(parse("hypervisor.vcpus", "four").is_err());
         assert_eq!(parse("runtime.enable_annotations", ""), Ok(Some(Value::Array(Vec::new()))));
+        assert!(parse("runtime.enable_annotations", "default_memory, kernel_params").is_ok());
+        // A slip of the pen, and one that no operator can allow.
+        for name in ["default_vcpu", "kernel"] {
+            let wanted = parse("runtime.enable_annotations", name).unwrap_err();
+            assert!(wanted.starts_with("a list of \"default_vcpus\", "), "{wanted}");
+        }
     }
 
     #[test]

@@ -14,13 +14,13 @@ const END: &str = "# rt install containerd: end";
 pub fn edit(path: &Path, before: Option<&str>, binary: &str, undo: bool) -> Result<Option<String>, Error> {
     let rest = without_block(before.unwrap_or_default());
     if undo {
-        // A version alone says nothing: it is what is written below where there was no file.
-        return Ok(Some(rest).filter(|rest| before.is_some() && !matches!(rest.trim(), "" | "version = 2")));
+        return Ok(Some(rest).filter(|rest| before.is_some() && !rest.trim().is_empty()));
     }
     let parse =
         |reason: &dyn std::fmt::Display| Error::Parse { path: path.into(), reason: reason.to_string() };
     let table: Table = rest.parse().map_err(|error| parse(&error))?;
     let version = table.get("version").map_or(Some(1), Value::as_integer);
+    // Where nothing is said yet, the version is part of the block.
     let (version, head) = match version {
         _ if table.is_empty() => (2, "version = 2\n"),
         Some(version @ 1..=3) => (version, ""),
@@ -36,13 +36,13 @@ pub fn edit(path: &Path, before: Option<&str>, binary: &str, undo: bool) -> Resu
     if found {
         return Err(Error::Taken { path: path.into() });
     }
-    let mut text = if rest.trim().is_empty() { head.to_owned() } else { rest };
+    let mut text = rest;
     if !text.is_empty() && !text.ends_with('\n') {
         text.push('\n');
     }
     let name = format!("plugins.\"{plugin}\".containerd.runtimes.rt");
     text.push_str(&format!(
-        "{BEGIN}\n[{name}]\n  runtime_type = \"io.containerd.runc.v2\"\n  privileged_without_host_devices = true\n  [{name}.options]\n    BinaryName = \"{binary}\"\n    Root = \"/run/rt\"\n{END}\n"
+        "{BEGIN}\n{head}[{name}]\n  runtime_type = \"io.containerd.runc.v2\"\n  privileged_without_host_devices = true\n  [{name}.options]\n    BinaryName = \"{binary}\"\n    Root = \"/run/rt\"\n{END}\n"
     ));
     Ok(Some(text))
 }
@@ -67,12 +67,15 @@ mod tests {
             ("root = '/r'\n[plugins.cri]\n", "cri"),
             ("version = 2\n[plugins.'io.containerd.grpc.v1.cri']\n  x = 1\n", "io.containerd.grpc.v1.cri"),
             ("version = 3\n", "io.containerd.cri.v1.runtime"),
+            ("version = 2\n", "io.containerd.grpc.v1.cri"),
+            ("# nothing is set\n", "io.containerd.grpc.v1.cri"),
         ] {
             let after = edit(text, false).unwrap().unwrap();
             let table: Table = after.parse().unwrap();
             let options = &table["plugins"][plugin]["containerd"]["runtimes"]["rt"]["options"];
             assert_eq!(options["BinaryName"].as_str(), Some("/opt/rt"), "{after}");
             // Those of the host mean nothing in a virtual machine.
+            assert_eq!(table.get("version").is_none(), plugin == "cri", "{after}");
             assert!(after.contains("\n  privileged_without_host_devices = true\n"), "{after}");
             assert_eq!(edit(&after, false).unwrap().as_ref(), Some(&after));
             assert_eq!(edit(&after, true).unwrap().as_deref(), Some(text));

@@ -58,10 +58,17 @@ fn what_is_wrong_is_told_with_its_place() {
         ("[hypervisor]\nvcpu = 2\n", &["rt.toml:2: ", "hypervisor.vcpu;", "hypervisor.vcpus"][..]),
         ("[hypervisor]\nvcpus = 'two'\n", &["rt.toml:2: ", "whole number from 1 to 32"]),
         ("[hypervisor\n", &["rt.toml:1:", "no TOML"]),
+        (
+            "[runtime]\nenable_annotations = ['default_vcpu']\n",
+            &["rt.toml:2: ", "default_vcpu", "default_vcpus"],
+        ),
     ] {
         bundle.settings = text.into();
         is_refused(&bundle.rt(&["config", "show"]), words);
     }
+    let latin =
+        "cd ${RT_CONFIG%/*} && printf '[agent]\\n# \\377\\n' >latin.toml && RT_CONFIG=latin.toml exec \"$@\"";
+    is_refused(&bundle.rt_through(latin, &["config", "show"]), &["latin.toml:2:3: ", "UTF-8"]);
     bundle.settings = "[agent]\n".into();
     let ended = bundle.rt_through("RT_HYPERVISOR_VCPU=2 exec \"$@\"", &["config", "show"]);
     is_refused(&ended, &["environment RT_HYPERVISOR_VCPU", "hypervisor.vcpus"]);

@@ -39,12 +39,17 @@ fn a_node_gets_rt_and_loses_it_without_a_trace() {
     assert!(config.starts_with(settings), "{config}");
     assert!(node(&bundle, "install", "containerd").contains("nothing to do"));
 
-    // While a container runs, the engine needs rt to delete it.
-    fs::create_dir_all(root.join("run/rt/pod")).unwrap();
-    assert!(node(&bundle, "remove", "containerd").contains("such as pod"));
-    assert!(root.join("opt/rt/bin/rt").exists());
-    fs::remove_dir_all(root.join("run")).unwrap();
+    // While a container runs, the engine needs rt to delete it: CRI-O's, and containerd's, whose directory outlives its containers.
+    for pod in ["run/rt/pod", "run/rt/k8s.io/pod"] {
+        fs::create_dir_all(root.join(pod)).unwrap();
+        fs::write(root.join(pod).join("state.json"), "{}").unwrap();
+        assert!(node(&bundle, "remove", "containerd").contains("such as pod still run"));
+        assert!(root.join("opt/rt/bin/rt").exists());
+        fs::remove_dir_all(root.join(pod)).unwrap();
+    }
     node(&bundle, "remove", "containerd");
+    assert!(!root.join("opt/rt").exists());
+    fs::remove_dir_all(root.join("run")).unwrap();
     fs::remove_dir(root.join("opt")).unwrap();
     assert_eq!(content(&root), before);
 }

@@ -36,14 +36,14 @@ impl Elsewhere {
         Self { bundle, root }
     }
 
-    /// Runs the bundle's process by that rt, in that root, in a mount namespace of its own.
+    /// Runs the bundle's process by that rt, in that root, in a mount namespace of its own. The root is a directory, not a mount.
     #[track_caller]
     fn run(&mut self, args: &[&str]) -> Ended {
         self.bundle.args(args);
         let script = format!(
             r#"exec unshare -m sh -ec '
                root=$0 place=$1
-               mount --make-rprivate / && mount --bind "$root" "$root" && cd "$root"
+               mount --make-rprivate / && cd "$root"
                for dir in proc dev sys; do mount --rbind /$dir $dir; done
                [ $place = Kvm ] || mount --bind /usr usr
                mount --bind {bundle} srv

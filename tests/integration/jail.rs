@@ -35,11 +35,12 @@ fn main() -> ExitCode {
         Some("fsd") => return fsd::main(&arguments[2..]),
         _ => {}
     }
-    let checks: [(&str, fn()); 14] = [
+    let checks: [(&str, fn()); 15] = [
         ("a sealed process has nothing", a_sealed_process_has_nothing),
         ("a share holds its entries and nothing else", a_share_holds_its_entries_and_nothing_else),
         ("a share grows and shrinks from outside", a_share_grows_and_shrinks_from_outside),
         ("a share grows and shrinks in a chroot", the_same_in_a_chroot),
+        ("a share grows and shrinks in a directory as its root", the_same_in_a_directory),
         ("a system is read-only and has few devices", a_system_is_read_only_and_has_few_devices),
         ("a device opens for the helper", a_device_opens_for_the_helper),
         ("dies with the thread that started it", dies_with_the_thread_that_started_it),
@@ -237,12 +238,41 @@ fn a_share_grows_and_shrinks_from_outside() {
 /// Where the root of whoever starts a helper is not its mount namespace's, as in a rescue system or an initramfs.
 fn the_same_in_a_chroot() {
     let dir = tempfile::tempdir().unwrap();
+    in_a_chroot(dir.path(), || bind(Path::new("/"), dir.path()));
+}
+
+/// Nor a mount at all.
+fn the_same_in_a_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    in_a_chroot(dir.path(), || {
+        for entry in fs::read_dir("/").unwrap() {
+            let source = entry.unwrap().path();
+            let target = dir.path().join(source.file_name().unwrap());
+            match fs::read_link(&source) {
+                Ok(content) => std::os::unix::fs::symlink(content, target).unwrap(),
+                Err(_) if source.is_dir() => {
+                    fs::create_dir(&target).unwrap();
+                    bind(&source, &target);
+                }
+                Err(_) => {}
+            }
+        }
+    });
+}
+
+fn bind(source: &Path, target: &Path) {
+    let none = None::<&str>;
+    mount(Some(source), target, none, MsFlags::MS_REC | MsFlags::MS_BIND, none).unwrap();
+}
+
+/// In a mount namespace of its own, with `root` as the root when `fill` has filled it.
+fn in_a_chroot(root: &Path, fill: impl Fn() + Sync) {
     let chrooted = || {
         let none = None::<&str>;
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-        mount(Some("/"), dir.path(), none, MsFlags::MS_REC | MsFlags::MS_BIND, none).unwrap();
-        nix::unistd::chroot(dir.path()).unwrap();
+        fill();
+        nix::unistd::chroot(root).unwrap();
         nix::unistd::chdir("/").unwrap();
         a_share_grows_and_shrinks_from_outside();
     };

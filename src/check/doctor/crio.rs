@@ -3,7 +3,6 @@
 use super::{Level, Node};
 
 const MAIN: &str = "/etc/crio/crio.conf";
-const DROP_IN: &str = "/etc/crio/crio.conf.d/99-rt.conf";
 const RUNTIME: [&str; 2] = ["crio", "runtime"];
 /// Registers each container with systemd-machined, which a virtual machine has nothing to do with and waits for.
 const MACHINES: &str = "/etc/oci-register-machine.conf";
@@ -16,10 +15,12 @@ pub fn examine(node: &mut Node) {
         return;
     }
     let at = |key: &'static str| files.text(&[RUNTIME[0], RUNTIME[1], key]);
-    let mut untrusted = false;
+    let mut untrusted = None;
     for key in ["runtime", "runtime_untrusted_workload"] {
         if let Some((file, program)) = at(key).filter(|(_, program)| node.is_rt(program)) {
-            untrusted |= key == "runtime_untrusted_workload";
+            if key == "runtime_untrusted_workload" {
+                untrusted = Some(file);
+            }
             node.wire(file, key, program);
         }
     }
@@ -29,8 +30,9 @@ pub fn examine(node: &mut Node) {
             node.wire(file, &format!("runtime_path of the handler {handler}"), program);
         }
     }
-    if untrusted {
-        trust(node, at("default_workload_trust"));
+    if let Some(file) = untrusted {
+        // Unset, it is "trusted". CRI-O that knows of trust reads no drop-ins: the line belongs beside the others.
+        trust(node, at("default_workload_trust").unwrap_or((file, "trusted")));
     }
     if let Some((file, manager)) = at("cgroup_manager") {
         node.drivers.push(("CRI-O", manager == "systemd", file.to_owned()));
@@ -41,8 +43,7 @@ pub fn examine(node: &mut Node) {
 }
 
 /// The trap: pods that containerd's annotation marks are run by the trusted runtime here.
-fn trust(node: &mut Node, trust: Option<(&str, &str)>) {
-    let (file, trust) = trust.unwrap_or((MAIN, "trusted"));
+fn trust(node: &mut Node, (file, trust): (&str, &str)) {
     if trust == "untrusted" {
         return node.note(
             Level::Info,
@@ -55,7 +56,7 @@ fn trust(node: &mut Node, trust: Option<(&str, &str)>) {
                 io.kubernetes.cri.untrusted-workload, so pods with it run under the trusted runtime; only those with \
                 io.kubernetes.cri-o.TrustedSandbox: \"false\" run with rt";
     let mend = format!(
-        "in {DROP_IN}, [crio.runtime]: default_workload_trust = \"untrusted\"; or annotate the pods with \
+        "in {file}, [crio.runtime]: default_workload_trust = \"untrusted\"; or annotate the pods with \
          io.kubernetes.cri-o.TrustedSandbox: \"false\""
     );
     node.note(Level::Error, file, text.into(), Some(mend));

@@ -3,9 +3,21 @@
 use super::{Level, Node};
 
 const CONFIG: &str = "/var/lib/kubelet/config.yaml";
-/// Files with flags, as kubeadm and packages write them; flags win over the configuration.
+/// Files with flags, as kubeadm and packages write them; flags win over the configuration. So do those of the unit's drop-ins.
 const FLAGS: [&str; 3] =
     ["/var/lib/kubelet/kubeadm-flags.env", "/etc/default/kubelet", "/etc/sysconfig/kubelet"];
+const UNITS: [&str; 2] = ["/lib/systemd/system", "/etc/systemd/system"];
+
+/// The last `--cgroup-driver=VALUE` or `--cgroup-driver VALUE` that is no comment.
+fn flag(text: &str) -> Option<&str> {
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+    let words = lines.flat_map(|line| line.split(|c: char| c.is_whitespace() || c == '"' || c == '\''));
+    let words: Vec<&str> = words.collect();
+    words.iter().enumerate().rev().find_map(|(at, word)| match word.split_once("--cgroup-driver")?.1 {
+        "" => words.get(at + 1).copied(),
+        rest => rest.strip_prefix('='),
+    })
+}
 
 pub fn examine(node: &mut Node) {
     let mut driver = None;
@@ -13,13 +25,17 @@ pub fn examine(node: &mut Node) {
         let value = text.lines().find_map(|line| line.strip_prefix("cgroupDriver:"));
         // Without, it is cgroupfs.
         let value = value.map_or("cgroupfs", |value| value.trim().trim_matches(['"', '\'']));
-        driver = Some((value.to_owned(), CONFIG));
+        driver = Some((value.to_owned(), CONFIG.to_owned()));
     }
-    for file in FLAGS {
-        let text = node.read(file).unwrap_or_default();
-        let words = text.split(|c: char| c.is_whitespace() || c == '"' || c == '\'');
-        let value = words.filter_map(|word| word.strip_prefix("--cgroup-driver=")).next_back();
-        driver = value.map(|value| (value.to_owned(), file)).or(driver);
+    let mut files = Vec::new();
+    for folder in UNITS {
+        files.push(format!("{folder}/kubelet.service"));
+        files.extend(node.drop_ins(&format!("{folder}/kubelet.service.d"), ".conf"));
+    }
+    files.extend(FLAGS.map(str::to_owned));
+    for file in files {
+        let text = node.read(&file).unwrap_or_default();
+        driver = flag(&text).map(|value| (value.to_owned(), file)).or(driver);
     }
     let Some((driver, file)) = driver else { return };
     let name = |systemd| if systemd { "systemd" } else { "cgroupfs" };
@@ -32,7 +48,7 @@ pub fn examine(node: &mut Node) {
     {
         if systemd == (driver == "systemd") {
             let text = format!("the kubelet's cgroup driver is {driver}, as {engine}'s");
-            node.note(Level::Info, file, text, None);
+            node.note(Level::Info, &file, text, None);
             continue;
         }
         let text = format!(

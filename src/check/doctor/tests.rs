@@ -43,7 +43,10 @@ fn a_node_without_engines() {
 fn the_trap_of_trusted_workloads() {
     one(
         &[("/etc/crio/crio.conf", CRIO)],
-        &["io.kubernetes.cri.untrusted-workload", "=> in /etc/crio/crio.conf.d/"],
+        &[
+            "io.kubernetes.cri.untrusted-workload",
+            "=> in /etc/crio/crio.conf, [crio.runtime]: default_workload_trust = ",
+        ],
     );
     let mend = ("/etc/crio/crio.conf.d/99-rt.conf", "[crio.runtime]\ndefault_workload_trust = 'untrusted'\n");
     assert_eq!(wrong(&notes(&[("/etc/crio/crio.conf", CRIO), mend])), [""; 0]);
@@ -160,6 +163,20 @@ fn cgroup_drivers_have_to_agree() {
     let flags =
         ("/var/lib/kubelet/kubeadm-flags.env", "KUBELET_KUBEADM_ARGS=\"--cgroup-driver=cgroupfs --x=y\"\n");
     assert_eq!(wrong(&notes(&[kubelet, flags, ("/etc/crio/crio.conf", crio)])), [""; 0]);
+    for (file, text) in [
+        ("/etc/default/kubelet", "KUBELET_EXTRA_ARGS='--x --cgroup-driver cgroupfs'\n"),
+        (
+            "/etc/systemd/system/kubelet.service.d/10-kubeadm.conf",
+            "[Service]\nEnvironment=\"KUBELET_CGROUP_ARGS=--cgroup-driver=cgroupfs\"\n# --cgroup-driver=systemd\n",
+        ),
+    ] {
+        let seen = notes(&[kubelet, (file, text), ("/etc/crio/crio.conf", crio)]);
+        assert_eq!(wrong(&seen), [""; 0], "{file}");
+        assert!(
+            seen.iter().any(|note| note.text == "the kubelet's cgroup driver is cgroupfs, as CRI-O's"),
+            "{seen:#?}"
+        );
+    }
     let containerd = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.rt]\nruntime_type = \
                       'io.containerd.runc.v2'\noptions.BinaryName = '/usr/local/bin/rt'\n";
     one(&[kubelet, ("/etc/containerd/config.toml", containerd)], &["=> options.SystemdCgroup = true"]);

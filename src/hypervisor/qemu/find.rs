@@ -30,7 +30,7 @@ pub fn find(configured: Option<&Path>) -> Result<PathBuf, Error> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     search(&path).ok_or_else(|| {
         unusable(format!(
-            "{NAME} is not installed; run `apt-get install qemu-system-x86`, or set hypervisor.qemu"
+            "{NAME} is not installed; install it (in Debian and Ubuntu the package qemu-system-x86), or set hypervisor.qemu"
         ))
     })
 }

@@ -3,7 +3,7 @@
 set -uo pipefail
 cd "$(dirname "$0")"
 passed=0 failed=0
-for caller in "${@:-conmon podman containerd shim cri docker}"; do
+for caller in "${@:-conmon podman containerd shim cri docker node elsewhere}"; do
   for name in $caller; do
     echo "== $name"
     output=$("./$name.sh" 2>&1 | tee /dev/stderr)
