@@ -16,11 +16,11 @@ use protobuf::Message;
 pub use rt_proto::messages::{BlockDevice, LogRecord, NetworkDevice, PreservedDescriptor, ProcessInfo};
 use rt_proto::messages::{
     ChangeNetworkRequest, ChangeNetworkResponse, ContainerRequest, ContainerStatsResponse,
-    CreateContainerRequest, Empty, ExecProcessRequest, HelloRequest, HelloResponse, ListProcessesResponse,
-    PlugBlockRequest, PlugBlockResponse, PlugNetworkRequest, PlugNetworkResponse, ProcessRequest,
-    ReadLogRequest, ReadLogResponse, ReleaseShareRequest, ResizeTerminalRequest, ServeNamesRequest,
-    SetProcessorsRequest, SetProcessorsResponse, SignalProcessRequest, UpdateContainerRequest,
-    WaitProcessResponse, WatchOomRequest, WatchOomResponse,
+    CreateContainerRequest, Empty, ExecProcessRequest, ForwardPortRequest, HelloRequest, HelloResponse,
+    ListProcessesResponse, PlugBlockRequest, PlugBlockResponse, PlugNetworkRequest, PlugNetworkResponse,
+    ProcessRequest, ReadLogRequest, ReadLogResponse, ReleaseShareRequest, ResizeTerminalRequest,
+    ServeNamesRequest, SetProcessorsRequest, SetProcessorsResponse, SignalProcessRequest,
+    UpdateContainerRequest, WaitProcessResponse, WatchOomRequest, WatchOomResponse,
 };
 use rt_proto::{AGENT_PORT, Beacon, PROTOCOL_VERSION, STREAM_PORT};
 
@@ -434,6 +434,15 @@ impl Agent {
     pub fn serve_names(&self, stream: u64) -> Result<(), Error> {
         let request = ServeNamesRequest { stream, ..Default::default() };
         self.tell("ServeNames", &request)
+    }
+
+    /// Connects to a port of the guest's loopback; the stream of this number ([`open_stream`]) carries its bytes.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn forward_port(&self, stream: u64, port: u16) -> Result<(), Error> {
+        let request = ForwardPortRequest { stream, port: port.into(), ..Default::default() };
+        self.tell("ForwardPort", &request)
     }
 
     /// Ends what is left of a container and forgets it.

@@ -18,6 +18,7 @@ mod monitor;
 mod network;
 mod notify;
 mod pod;
+mod ports;
 mod preserve;
 mod record;
 mod resolver;

@@ -322,6 +322,9 @@ impl Monitor {
         let resolver = Resolver::new(&self.bundle, &sandbox.vm.record().vsock);
         self.record =
             network.configure(&self.store, &self.request.id, attached?, &sandbox.agent, resolver)?;
+        if self.role == Role::Sandbox {
+            network.forward_ports(&sandbox.vm.record().vsock, &sandbox.agent)?;
+        }
         self.timeline.mark("network.configured");
         self.place = Some(Place::Own(Box::new(sandbox)));
         Ok((spec, watch))

@@ -2,6 +2,7 @@
 //! network from then on ([`Watched`]).
 
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use oci_spec::runtime::Spec;
 
+use super::ports::Ports;
 use super::record::{Error as StateError, Record, State, Status, Store};
 use super::resolver::Resolver;
 use super::{Error, system};
@@ -121,6 +123,7 @@ pub struct Watched {
     /// Until they are watched.
     events: Option<Events>,
     watcher: Option<Watcher>,
+    ports: Option<Ports>,
 }
 
 impl Watched {
@@ -130,7 +133,7 @@ impl Watched {
         // Before the first look, so that no change after it goes unseen.
         let events = namespace.within(|| Ok(Events::open()))?;
         let events = events.map_err(system("watch the network namespace"))?;
-        Ok(Self { namespace, events: Some(events), watcher: None })
+        Ok(Self { namespace, events: Some(events), watcher: None, ports: None })
     }
 
     /// The host's half, for a guest that boots.
@@ -170,9 +173,20 @@ impl Watched {
         Ok(store.change(id, |record| record.network = network)?)
     }
 
+    /// The loopback of the namespace is the guest's from now on, for those who connect to it from the host.
+    ///
+    /// # Errors
+    /// [`Error::Network`], [`Error::System`]
+    pub fn forward_ports(&mut self, vsock: &Path, agent: &Agent) -> Result<(), Error> {
+        let ports = Ports::start(self.namespace.try_clone()?, vsock.to_owned(), agent.clone());
+        self.ports = Some(ports.map_err(system("start a thread for ports"))?);
+        Ok(())
+    }
+
     /// No longer keeps it in step.
     pub fn stop(&mut self) {
         self.watcher = None;
+        self.ports = None;
     }
 
     /// Takes away what the sandbox, which has ended, left in the namespace.

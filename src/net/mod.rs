@@ -49,6 +49,8 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    #[error("cannot take connections to the loopback")]
+    Loopback(#[source] io::Error),
     #[error("cannot give the interface {interface} to the virtual machine: {reason}")]
     Carry { interface: String, reason: String },
     #[error("cannot give the interface {interface} to the virtual machine: cannot {what}")]

@@ -13,11 +13,12 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use nix::sched::{CloneFlags, unshare};
 use serde::Deserialize;
 
 use super::flags::Flags;
 use super::{ADDRESS_FILE, Error, NAMES, SOCKETS, failed};
-use crate::sys::random;
+use crate::sys::{mount, random};
 
 /// containerd's CRI plugin puts it on each container of a pod, the sandbox's included.
 const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
@@ -92,9 +93,13 @@ fn listen() -> Result<(UnixListener, PathBuf), Error> {
     Ok((listener, path))
 }
 
-/// Starts the shim itself, with its listener as standard input.
+/// Starts the shim itself, with its listener as standard input, in a mount namespace of its own. This process moves there first: a
+/// program that moves afterwards no longer knows its own path where containerd runs in a chroot.
 fn spawn(flags: &Flags, listener: UnixListener) -> Result<(), Error> {
     let program = std::env::current_exe().map_err(failed("find", "/proc/self/exe"))?;
+    unshare(CloneFlags::CLONE_NEWNS)
+        .map_err(|error| failed("make a mount namespace for", &flags.id)(error.into()))?;
+    mount::leave_propagation().map_err(failed("leave the propagation of", "/"))?;
     let mut command = Command::new(&program);
     command
         .arg0(NAMES[0])

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use containerd_shim_protos::create_task;
 use containerd_shim_protos::ttrpc::{MethodHandler, Server};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::setsid;
 
@@ -23,7 +22,7 @@ use super::{Error, LOG_FILE, failed};
 use crate::bundle::Bundle;
 use crate::log;
 use crate::net::{self, Namespace, Wanted};
-use crate::sys::{fd, mount};
+use crate::sys::fd;
 
 /// How long the last replies may take to go out.
 const LAST_WORDS: Duration = Duration::from_secs(3);
@@ -40,10 +39,6 @@ pub fn serve(flags: &Flags) -> Result<(), Error> {
     let socket = listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
     // Nobody's terminal, nobody's process group; fails only for a leader, which has its own.
     let _ = setsid();
-    // While this is the only thread: namespaces are a thread's own.
-    unshare(CloneFlags::CLONE_NEWNS)
-        .map_err(|error| failed("make a mount namespace for", &flags.id)(error.into()))?;
-    mount::leave_propagation().map_err(failed("leave the propagation of", "/"))?;
     log(flags.debug).start_in_monitor().map_err(failed("open the log", LOG_FILE))?;
     let events = Publisher::start(flags).map_err(failed("start a thread for", &flags.id))?;
     let (stop, stopped) = mpsc::channel();

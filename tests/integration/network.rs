@@ -9,6 +9,7 @@ mod faults;
 mod names;
 pub mod netns;
 mod plugging;
+mod ports;
 pub mod traffic;
 
 use crate::shell::{Bundle, Ended, host};

@@ -29,6 +29,7 @@ mod lookup;
 mod network;
 mod notify;
 mod oom;
+mod ports;
 mod process;
 mod processes;
 mod processors;

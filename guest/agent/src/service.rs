@@ -19,7 +19,7 @@ use crate::process::Process;
 use crate::runner::STATE_DIR;
 use crate::server::{self, Names, Shared};
 use crate::{
-    block, freezer, kmsg, network, oom, processes, processors, resolver, resources, share, stats, sys,
+    block, freezer, kmsg, network, oom, ports, processes, processors, resolver, resources, share, stats, sys,
 };
 
 /// Longest container ID: it names directories.
@@ -325,6 +325,18 @@ impl Agent for Service {
         let stream = self.0.streams.take(request.stream).map_err(|error| internal(error.to_string()))?;
         resolver::serve(stream)
             .map_err(|error| internal(format!("cannot listen where docker's resolver does: {error}")))?;
+        Ok(wire::Empty::new())
+    }
+
+    fn forward_port(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ForwardPortRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        let stream = self.0.streams.take(request.stream).map_err(|error| internal(error.to_string()))?;
+        let port = u16::try_from(request.port).map_err(|_| internal("no such port".to_owned()))?;
+        ports::forward(port, stream)
+            .map_err(|error| internal(format!("cannot connect to port {port} of the pod: {error}")))?;
         Ok(wire::Empty::new())
     }
 

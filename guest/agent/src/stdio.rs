@@ -112,6 +112,29 @@ pub fn move_socket(socket: OwnedFd, stream: OwnedFd, process: Arc<Process>) -> i
     })
 }
 
+/// Moves bytes between two sockets, both ways, until both have ended, or one has broken.
+pub fn move_both_ways(one: OwnedFd, other: OwnedFd) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let (one, other) = (Arc::new(one), Arc::new(other));
+    for (from, to) in [(&one, &other), (&other, &one)] {
+        let (from, to) = (Arc::clone(from), Arc::clone(to));
+        spawn("port", move || {
+            let mut mover = Mover::by_copy();
+            let last = loop {
+                match mover.step(from.as_fd(), to.as_fd()) {
+                    Ok(1..) => {}
+                    other => break other,
+                }
+            };
+            let _ = shutdown(to.as_raw_fd(), if last.is_ok() { Shutdown::Write } else { Shutdown::Both });
+            if last.is_err() {
+                let _ = shutdown(from.as_raw_fd(), Shutdown::Both);
+            }
+        })?;
+    }
+    Ok(())
+}
+
 /// Ends the stream's outward direction, then waits for the host to close: closing first might cut off what is on its way.
 fn finish(stream: &OwnedFd, process: &Process, output: Output) {
     use std::os::fd::AsRawFd;
@@ -186,6 +209,26 @@ mod tests {
             drop(near);
             writer.join().expect("no panic").expect("written");
             assert!(reader.join().expect("no panic").expect("read") == data);
+        }
+    }
+
+    #[test]
+    fn a_direction_ends_for_itself_and_a_break_ends_both() {
+        let [(near, mut left), (far, mut right)] = [(); 2].map(|()| UnixStream::pair().expect("a pair"));
+        move_both_ways(near.into(), far.into()).expect("threads");
+        left.write_all(b"question").expect("written");
+        left.shutdown(std::net::Shutdown::Write).expect("shut down");
+        let mut all = String::new();
+        right.read_to_string(&mut all).expect("read");
+        assert_eq!(all, "question");
+        right.write_all(b"answer").expect("written");
+        let mut answer = [0; 6];
+        left.read_exact(&mut answer).expect("read");
+        assert_eq!(&answer, b"answer");
+        drop(left);
+        // The next bytes find nobody.
+        while right.write_all(b"more").is_ok() {
+            thread::yield_now();
         }
     }
 

@@ -128,10 +128,7 @@ impl Pair {
             }
             let frame = &self.incoming[..self.waiting];
             if !put(frame, queue, memory, mergeable)? {
-                // Room may have come just before kicks were asked for.
-                if !queue.enable_notification(memory)? || !put(frame, queue, memory, mergeable)? {
-                    return Ok(used);
-                }
+                return Ok(used);
             }
             self.waiting = 0;
             used = true;
@@ -140,7 +137,8 @@ impl Pair {
     }
 }
 
-/// Puts a frame into as many buffers as it takes; false, and none is used, when there are too few. A driver that wants frames in one piece
+/// Puts a frame into as many buffers as it takes; false, and none is used, when there are too few: the driver then kicks when it has
+/// made more available, whose number is counted from all that there are, taken back or not. A driver that wants frames in one piece
 /// has to have buffers for them.
 fn put(frame: &[u8], queue: &mut Queue, memory: &Memory, mergeable: bool) -> Result<bool, Error> {
     let mut rest = frame;
@@ -148,6 +146,10 @@ fn put(frame: &[u8], queue: &mut Queue, memory: &Memory, mergeable: bool) -> Res
     let mut used: Vec<(u16, u32)> = Vec::new();
     while !rest.is_empty() {
         let Some(chain) = queue.iter(memory)?.next() else {
+            // More may have come just before kicks were asked for.
+            if queue.enable_notification(memory)? {
+                continue;
+            }
             for _ in &used {
                 queue.go_to_previous_position();
             }

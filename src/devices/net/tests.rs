@@ -137,6 +137,24 @@ fn a_frame_waits_for_room() {
     assert_eq!(driver.bytes(buffer(2) + 10, 2), [1, 0]);
 }
 
+/// §2.7.10: a driver kicks when it passes the number that the device names, and by then it has passed those of too little room.
+#[test]
+fn who_waits_for_room_is_kicked_for_the_next_buffer() {
+    let mut driver = Driver::new();
+    driver.context.queues[RX].queue.set_event_idx(true);
+    driver.wire.write_all(&frame(3000)).unwrap();
+    for index in 0..2 {
+        driver.give(index, 1000);
+        driver.process(RX).unwrap();
+        let named = GuestAddress(base(RX) + 0x2000 + 4 + 8 * u64::from(SIZE));
+        let named: u16 = driver.context.memory.read_obj(named).unwrap();
+        assert_eq!(named, index + 1);
+    }
+    driver.give(2, 4000);
+    driver.process(RX).unwrap();
+    assert_eq!(driver.used(RX), [1000, 1000, 1012]);
+}
+
 #[test]
 fn a_driver_that_wants_one_piece_has_room_for_it_or_fails() {
     let mut driver = Driver::new();
