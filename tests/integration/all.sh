@@ -15,6 +15,8 @@ mkdir -p "$logs"
 rm -f "$logs"/*.log
 export RT_BIN=$PWD/target/release/rt
 failed_stages=()
+# Tests that failed and passed when they ran once more, alone.
+unsteady=()
 # What `make test` runs in the KVM machine. Of the other files not every test has been seen to pass there yet (exec, crash), or they take
 # too long for every change (fault); `all.sh kvm` runs all.
 in_kvm=(backend:: bad_input:: cgroup:: concurrency:: config:: console_socket:: create:: delete:: events:: exit_code:: features::
@@ -33,6 +35,20 @@ stage() {
   return "$status"
 }
 
+# again STAGE RUNNER...: what failed in STAGE runs once more, alone, if it is little: on a machine that others use, time itself can fail.
+# What fails again has failed; what does not is told at the end.
+again() {
+  local name=$1 names=() status; shift
+  mapfile -t names < <(awk '/^failures:$/ { n = 0; listed = 1; next } /^test result:/ { listed = 0 } listed && /^    [a-z0-9_:]+$/ { list[n++] = $1 }
+    END { for (i = 0; i < n; i++) print list[i] }' "$logs/$name.log")
+  [ ${#names[@]} -gt 0 ] && [ ${#names[@]} -le 5 ] || return 1
+  echo "== $name: once more, alone: ${names[*]}"
+  "$@" "${names[@]}" 2>&1 | tee "$logs/$name-again.log"
+  status=${PIPESTATUS[0]}
+  [ "$status" -eq 0 ] || { rm "$logs/$name-again.log"; return 1; }
+  unsteady+=("${names[@]}")
+}
+
 make() { command make --no-print-directory "$@"; }
 program() { cat "$logs/program"; }
 
@@ -45,6 +61,14 @@ kvm_works() {
 # named FILTER...: the tests whose names contain one of them, all without any; a line each.
 named() { "$(program)" --list "$@" | sed -n 's/: test$//p' | grep -v '^bench::'; }
 
+# tests STAGE RUNNER... -- ARGUMENTS: a stage that is a run of the test program, and what failed of it again.
+tests() {
+  local name=$1 runner=(); shift
+  while [ "$1" != -- ]; do runner+=("$1"); shift; done; shift
+  stage "$name" "${runner[@]}" "$(program)" "$@" && return
+  again "$name" "${runner[@]}" "$(program)" --test-threads 1 --exact && unset 'failed_stages[-1]'
+}
+
 # here_with STAGE PLACE RUNNER... -- [FILTER...]: fifty machines at once leave others no time, so they run after them, alone.
 here_with() {
   local name=$1 place=$2 runner=() beside=() alone=(); shift 2
@@ -53,8 +77,8 @@ here_with() {
   mapfile -t alone < <(named "$@" | grep '^concurrency::')
   [ $((${#beside[@]} + ${#alone[@]})) -gt 0 ] || { echo "== no test is named so: $*"; failed_stages+=("$name"); return 1; }
   export RT_TEST_PLACE=$place
-  [ ${#beside[@]} -eq 0 ] || stage "$name" "${runner[@]}" "$(program)" --test-threads 2 --exact "${beside[@]}"
-  [ ${#alone[@]} -eq 0 ] || stage "$name-alone" "${runner[@]}" "$(program)" --test-threads 1 --exact "${alone[@]}"
+  [ ${#beside[@]} -eq 0 ] || tests "$name" "${runner[@]}" -- --test-threads 2 --exact "${beside[@]}"
+  [ ${#alone[@]} -eq 0 ] || tests "$name-alone" "${runner[@]}" -- --test-threads 1 --exact "${alone[@]}"
 }
 
 here() {
@@ -69,10 +93,13 @@ here() {
   fi
 }
 
+# in_machine ARGUMENTS...: the test program in a KVM machine.
+in_machine() { "${as_root[@]}" tests/integration/kvm-machine.sh "$(printf '%q ' "$(program)" --test-threads 1 "$@")"; }
+
 # The machine has one processor, so there are two machines where there are processors and memory for them, each with every
 # other test. They take about ten minutes where nothing else runs.
 kvm() {
-  local machines=1 names=() available chosen command pids=() i status=0 start=$SECONDS
+  local machines=1 names=() available chosen pids=() failing=() name i status=0 start=$SECONDS
   mapfile -t names < <(named "$@")
   [ ${#names[@]} -gt 0 ] || { echo "== no test is named so: $*"; failed_stages+=(kvm-machine); return 1; }
   available=$(awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo)
@@ -82,12 +109,14 @@ kvm() {
   for ((i = 0; i < machines; i++)); do
     mapfile -t chosen < <(printf '%s\n' "${names[@]}" | awk -v i=$i -v n=$machines 'NR % n == i')
     echo "== KVM machine $((i + 1)) of $machines: ${#chosen[@]} tests"
-    command=$(printf '%q ' "$(program)" --test-threads 1 --exact "${chosen[@]}")
-    ("${as_root[@]}" tests/integration/kvm-machine.sh "$command" 2>&1 | tee "$logs/kvm-machine-$((i + 1)).log") &
+    (in_machine --exact "${chosen[@]}" 2>&1 | tee "$logs/kvm-machine-$((i + 1)).log") &
     pids+=($!)
   done
   for i in "${!pids[@]}"; do
-    wait "${pids[i]}" || { failed_stages+=("kvm-machine-$((i + 1))"); status=1; }
+    wait "${pids[i]}" || failing+=("kvm-machine-$((i + 1))")
+  done
+  for name in "${failing[@]}"; do
+    again "$name" in_machine --exact || { failed_stages+=("$name"); status=1; }
   done
   echo "== KVM machine: $([ $status -eq 0 ] && echo ok || echo failed), $((SECONDS - start)) s"
   return $status
@@ -120,6 +149,8 @@ summary() {
     passed=$((passed + p)) failed=$((failed + f)) ignored=$((ignored + i))
   done
   grep -hE '^skipped: ' "$logs"/*.log 2>/dev/null | sort | uniq -c || true
+  [ ${#unsteady[@]} -eq 0 ] || echo "== failed beside others and passed alone: ${unsteady[*]}"
+  failed=$((failed - ${#unsteady[@]}))
   [ ${#failed_stages[@]} -eq 0 ] || echo "== failed: ${failed_stages[*]}"
   [ $((passed + failed)) -gt 0 ] || { echo "== no test ran"; failed=1; }
   echo "$passed passed, $failed failed"
