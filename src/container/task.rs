@@ -6,7 +6,7 @@
 
 use std::ffi::{CString, OsString};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -179,7 +179,7 @@ pub fn main(_arguments: &[OsString]) -> ExitCode {
 }
 
 fn carry(order: OwnedFd, reporter: &mut Reporter) -> Result<u8, Error> {
-    let order: Order = serde_json::from_reader(File::from(order))
+    let order: Order = serde_json::from_reader(BufReader::new(File::from(order)))
         .map_err(|error| system("read the monitor's order")(error.into()))?;
     order.log.start_in_monitor().map_err(system("open the log file"))?;
     reporter.stay()?;

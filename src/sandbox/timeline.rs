@@ -4,7 +4,7 @@
 //! them.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -80,7 +80,7 @@ impl Timeline {
     /// It is not there, or damaged.
     pub fn load(state_dir: &Path) -> io::Result<Self> {
         let file = std::fs::File::open(state_dir.join(FILE))?;
-        Ok(serde_json::from_reader(io::Read::take(file, MAX_BYTES))?)
+        Ok(serde_json::from_reader(io::BufReader::new(file).take(MAX_BYTES))?)
     }
 }
 
