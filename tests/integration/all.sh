@@ -21,7 +21,7 @@ unsteady=()
 # too long for every change (fault); `all.sh kvm` runs all.
 in_kvm=(backend:: bad_input:: cgroup:: concurrency:: config:: console_socket:: create:: delete:: events:: exit_code:: features::
   file_system:: hooks:: id:: isolation:: kata_check:: kill:: limits:: list:: log:: logs::
-  mounts:: snapshot::)
+  mounts:: network:: pod:: snapshot::)
 as_root=(); [ "$(id -u)" = 0 ] || as_root=(sudo -E)
 
 # stage NAME COMMAND...: its output goes to a log, too.

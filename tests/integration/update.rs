@@ -206,3 +206,38 @@ fn memory_comes_with_the_limit_and_goes_with_it() {
         std::thread::sleep(Duration::from_millis(200));
     }
 }
+
+/// The guest has no driver for it, as any guest may choose: what asked for memory is told, and nothing has changed.
+#[test]
+fn memory_that_the_guest_refuses_is_told_and_taken_back() {
+    let mut bundle = sleeping();
+    let wait = patience(5).as_millis();
+    bundle.settings = format!("[hypervisor]\ngrow_memory_mib = 1024\n[agent]\ntimeout_ms = {wait}\n");
+    bundle.capabilities(&["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
+    let mut mounts = bundle.config["mounts"].as_array_mut().expect("mounts").iter_mut();
+    mounts.find(|mount| mount["destination"] == "/sys").expect("of sysfs")["options"] = json!(["rw"]);
+    let annotations = |of: &str, sandbox: &str| json!({"io.kubernetes.cri.container-type": of, "io.kubernetes.cri.sandbox-id": sandbox});
+    bundle.config["annotations"] = annotations("sandbox", &bundle.id);
+    let container = bundle.run_detached(&[]);
+    let device = "cd /sys/bus/virtio/drivers/virtio_mem && basename $(readlink virtio*) >/tmp/device";
+    container.sh(&format!("{device} && cat /tmp/device >unbind")).says(&[]);
+    let (size, before) = (container.record()["size"].clone(), guest_mib(&container));
+    let told = "MiB of memory in use; `rt logs` says why";
+    update(&bundle, &["--memory", "600m"]).fails(&[told]);
+    container.exec(&[], &["cat", "/sys/fs/cgroup/memory.max"]).says(&["max"]);
+
+    let mut member = sleeping();
+    member.root = bundle.root.clone();
+    member.settings = bundle.settings.clone();
+    member.config["annotations"] = annotations("container", &bundle.id);
+    member.config["linux"]["resources"]["memory"] = json!({"limit": 600 << 20});
+    let dir = member.dir().to_str().expect("a path of ours");
+    member.rt(&["create", "-b", dir, &member.id]).fails(&[told]);
+    member.leaves_nothing();
+    assert_eq!((container.record()["size"].clone(), guest_mib(&container)), (size, before));
+
+    container.sh("cat /tmp/device >/sys/bus/virtio/drivers/virtio_mem/bind").says(&[]);
+    member.rt(&["create", "-b", dir, &member.id]).says(&[]);
+    assert!(guest_mib(&container) > before + 350, "{before} {}", guest_mib(&container));
+    member.rt(&["delete", "--force", &member.id]).says(&[]);
+}

@@ -19,6 +19,7 @@ METHODS = {
     "RunPodSandbox": ("RunPodSandboxRequest", "PodSandbox"),
     "StopPodSandbox": ("PodSandbox", "Empty"),
     "RemovePodSandbox": ("PodSandbox", "Empty"),
+    "ListPodSandbox": ("Empty", "ListPodSandboxResponse"),
     "PodSandboxStatus": ("PodSandbox", "PodSandboxStatusResponse"),
     "CreateContainer": ("CreateContainerRequest", "Container"),
     "StartContainer": ("Container", "Empty"),
@@ -27,6 +28,8 @@ METHODS = {
     "ContainerStatus": ("Container", "ContainerStatusResponse"),
     "UpdateContainerResources": ("UpdateContainerResourcesRequest", "Empty"),
     "ExecSync": ("ExecSyncRequest", "ExecSyncResponse"),
+    "Attach": ("AttachRequest", "StreamResponse"),
+    "PortForward": ("PortForwardRequest", "StreamResponse"),
     "ContainerStats": ("Container", "ContainerStatsResponse"),
 }
 

@@ -10,7 +10,7 @@ lay_rootfs "$work/image"
 ln -s "$RT" "$work/bin/containerd-shim-rt-v2"
 cat >"$work/cni/10-rt.conflist" <<JSON
 {"cniVersion": "0.4.0", "name": "rt-cri-$$", "plugins": [
-  {"type": "ptp", "ipam": {"type": "host-local", "subnet": "10.213.7.0/24", "dataDir": "$work/ipam"}}]}
+  {"type": "ptp", "ipam": {"type": "host-local", "subnet": "10.213.7.0/30", "dataDir": "$work/ipam"}}]}
 JSON
 cat >"$work/config.toml" <<TOML
 version = 2
@@ -34,9 +34,12 @@ state = "$work/state"
       runtime_type = "io.containerd.runtime.v1.linux"
       runtime_engine = "$RT"
 TOML
-PATH=$work/bin:$PATH containerd -c "$work/config.toml" >"$work/containerd.log" 2>&1 &
-daemon=$!
 socket=$work/containerd.sock
+start_containerd() {
+  PATH=$work/bin:$PATH containerd -c "$work/config.toml" >>"$work/containerd.log" 2>&1 &
+  daemon=$!
+  within 60 ctr version && within 60 cri ListPodSandbox
+}
 ctr() { command ctr -a "$socket" -n k8s.io "$@"; }
 cri() { "$here/cri.py" "$socket" "$@"; }
 # field NAME: of the reply on standard input.
@@ -47,7 +50,7 @@ finish() {
   kill "$daemon" 2>/dev/null; wait "$daemon" 2>/dev/null
 }
 trap finish EXIT
-within 60 ctr version || { tail "$work/containerd.log"; exit 1; }
+start_containerd >/dev/null || { tail "$work/containerd.log"; exit 1; }
 make_image "$work/pause.tar" rt.test/pause:1 "$work/image" '["sh", "-c", "trap \"exit 0\" TERM; while :; do sleep 1; done"]'
 make_image "$work/busybox.tar" rt.test/busybox:1 "$work/image"
 for image in pause busybox; do
@@ -56,6 +59,7 @@ done
 
 sandbox=(config.metadata.name=pod config.metadata.uid=u$$ config.metadata.namespace=default config.hostname=pod-host
   config.log_directory="$work/logs")
+# The network has an address for one pod.
 # ran HANDLER [FIELD=VALUE…]: its ID is in $work/pod.
 ran() {
   local handler=$1; shift
@@ -78,6 +82,12 @@ logged() { grep -q "stdout F $2" "$work/logs/$1.log"; }
 
 check cri::pod_runs ran rt
 pod=$(cat "$work/pod" 2>/dev/null)
+no_address() {
+  local namespaces reply; namespaces=$(ls /run/netns)
+  reply=$(cri RunPodSandbox "${sandbox[@]}" config.metadata.name=other runtime_handler=rt 2>&1) && return 1
+  case $reply in *'no IP addresses available'*) ;; *) echo "$reply"; return 1 ;; esac
+  [ "$(ls /run/netns)" = "$namespaces" ] && one_shim
+}
 loop='trap \"exit 3\" TERM; echo up; while :; do sleep 0.2; done'
 check cri::first_container created one "$loop" config.linux.resources.memory_limit_in_bytes=67108864
 check cri::second_container created two "$loop"
@@ -89,6 +99,7 @@ one_shim() { [ "$(pgrep -f "containerd-shim-rt-v2 .*-address $socket" | wc -l)" 
 no_monitors() { ! pgrep -af "rt monitor ($pod|$one|$two)"; }
 check cri::one_shim_a_pod one_shim
 check cri::no_monitors no_monitors
+check cri::address_space_is_full no_address
 check cri::log within 30 logged two up
 check cri::exec says inside executed "$one" 'echo inside'
 check cri::exec_exit_code exits 4 executed "$two" 'exit 4'
@@ -111,6 +122,38 @@ updated() {
     says 50331648 executed "$one" 'cat /sys/fs/cgroup/memory.max'
 }
 check cri::update updated
+# attached CONTAINER INPUT EXPECTED [FIELD=VALUE…]: what is typed there, and what comes of it.
+attached() {
+  local id=$1 input=$2 expected=$3 url; shift 3
+  url=$(cri Attach container_id="$id" stdin=true stdout=true "$@" | field url) || return
+  printf "$input" | "$here/cri_stream.py" "$url" 1 "$expected"
+}
+reads='echo up; while read line; do echo got $line; done; echo end of input'
+interactive() { created "$1" "$2" config.stdin=true "${@:3}" && started "$(cat "$work/$1")" && within 30 logged "$1" up; }
+check cri::interactive_container interactive asks "$reads"
+asks=$(cat "$work/asks" 2>/dev/null)
+check cri::attach attached "$asks" 'one\n' 'got one'
+check cri::attach_again attached "$asks" 'two\n' 'got two'
+check cri::what_is_attached_to_is_logged within 10 logged asks 'got two'
+once() {
+  interactive once "$reads" config.stdin_once=true && attached "$(cat "$work/once")" 'three\n' 'got three' &&
+    within 30 logged once 'end of input' && within 10 in_state "$(cat "$work/once")" 2
+}
+check cri::attach_to_an_input_of_one_time once
+terminal() {
+  created tty 'stty -echo; echo up; exec sh' config.stdin=true config.tty=true && started "$(cat "$work/tty")" &&
+    within 30 grep -q up "$work/logs/tty.log" && attached "$(cat "$work/tty")" 'tty; echo $((40 + 2))\n' 42 tty=true | grep -q /dev/pts/0
+}
+check cri::attach_to_a_terminal terminal
+# forwarded PORT: what a server in the pod says to who connects to the port as kubectl port-forward does.
+forwarded() {
+  local url; url=$(cri PortForward pod_sandbox_id="$pod" "port=[$1]" | field url) || return
+  printf 'GET /page HTTP/1.0\r\n\r\n' | "$here/cri_stream.py" "$url" 0 "$2"
+}
+servers='echo the page of the pod >/tmp/page; httpd -h /tmp -p 0.0.0.0:8080; httpd -h /tmp -p 127.0.0.1:8081'
+check cri::servers executed "$two" "$servers"
+check cri::port_forward forwarded 8080 'the page of the pod'
+check cri::port_forward_to_the_loopback forwarded 8081 'the page of the pod'
 check cri::stop_one cri StopContainer container_id="$one" timeout=20
 exited() { in_state "$one" 2 && [ "$(cri ContainerStatus container_id="$one" | field status.exit_code)" = 3 ]; }
 check cri::stopped within 10 exited
@@ -118,6 +161,29 @@ check cri::the_other_lives says alive executed "$two" 'echo alive'
 check cri::remove_one cri RemoveContainer container_id="$one"
 created_again() { created one 'exit 5' && one=$(cat "$work/one") && started "$one" && within 30 in_state "$one" 2; }
 check cri::another_in_its_place created_again
+# died_in METHOD [FIELD=VALUE…]: containerd is killed in the middle of that call, and started again.
+died_in() {
+  cri "$@" >/dev/null 2>&1 & local client=$!
+  sleep 0.3
+  kill -KILL "$daemon"; wait "$daemon" $client 2>/dev/null
+  start_containerd
+}
+# The pod goes on, and what was asked has happened or has not.
+died_in_update() {
+  died_in UpdateContainerResources container_id="$two" linux.memory_limit_in_bytes=50331648 &&
+    executed "$two" 'cat /sys/fs/cgroup/memory.max' | grep -xE 'max|50331648'
+}
+check_here cri::containerd_dies_in_update died_in_update
+died_in_exec() { died_in ExecSync container_id="$two" 'cmd=["sleep", "2"]' timeout=60 && says alive executed "$two" 'echo alive'; }
+check_here cri::containerd_dies_in_exec died_in_exec
+# As the kubelet goes on: what it finds it removes, and makes another.
+died_in_start() {
+  created half "$loop" && died_in StartContainer container_id="$(cat "$work/half")" || return
+  cri StopContainer container_id="$(cat "$work/half")" timeout=10
+  cri RemoveContainer container_id="$(cat "$work/half")" && created half "$loop" && started "$(cat "$work/half")" &&
+    says alive executed "$(cat "$work/half")" 'echo alive'
+}
+check_here cri::containerd_dies_in_start died_in_start
 check cri::stop_pod cri StopPodSandbox pod_sandbox_id="$pod"
 ended() { in_state "$two" 2; }
 check cri::pod_ends_its_containers within 10 ended
@@ -126,6 +192,19 @@ gone() { [ -z "$("$RT" --root /run/containerd/rt/k8s.io list -q | grep -E "$pod|
 check cri::nothing_is_left within 20 gone
 no_shim() { ! pgrep -f "containerd-shim-rt-v2 .*-address $socket"; }
 check cri::no_shim_is_left within 10 no_shim
+pod=
+
+# The kubelet's next attempt works, whatever came of the first.
+died_in_pod() {
+  died_in RunPodSandbox "${sandbox[@]}" config.metadata.attempt=1 runtime_handler=rt || return
+  local id
+  for id in $(cri ListPodSandbox | python3 -c 'import json, sys; print(*(item["id"] for item in json.load(sys.stdin)["items"]))'); do
+    cri StopPodSandbox pod_sandbox_id="$id" && cri RemovePodSandbox pod_sandbox_id="$id" || return
+  done
+  ran rt config.metadata.attempt=2 && pod=$(cat "$work/pod") && one_shim &&
+    cri StopPodSandbox pod_sandbox_id="$pod" && cri RemovePodSandbox pod_sandbox_id="$pod" && within 20 gone && within 10 no_shim
+}
+check_here cri::containerd_dies_in_run_pod died_in_pod
 pod=
 
 # containerd's v1 runtime, for pods that call themselves untrusted.

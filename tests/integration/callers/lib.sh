@@ -29,6 +29,13 @@ check() {
   fi
 }
 
+# check_here NAME COMMAND…: likewise, in this shell, whose variables it may change, and without a limit of time.
+check_here() {
+  local name=$1; shift
+  if "$@" >"$work/output" 2>&1; then passed=$((passed + 1)); echo "test $name ... ok"
+  else failed=$((failed + 1)); echo "test $name ... FAILED"; tail -20 "$work/output"; fi
+}
+
 # says EXPECTED COMMAND…: its output is that, to the byte but for the last newline.
 says() {
   local expected=$1 output status; shift

@@ -141,14 +141,8 @@ restarted() {
   end_containerd "$1" && start_containerd && [ "$(shim_of d)" = "$shim" ] && in_state d RUNNING &&
     says again ctr task exec --exec-id r d echo again
 }
-# In this shell, since it changes the daemon's number.
-again() {
-  local name=$1; shift
-  if restarted "$1" >"$work/output" 2>&1; then passed=$((passed + 1)); echo "test $name ... ok"
-  else failed=$((failed + 1)); echo "test $name ... FAILED"; tail -20 "$work/output"; fi
-}
-again shim::survives_a_restart_of_containerd TERM
-again shim::survives_a_crash_of_containerd KILL
+check_here shim::survives_a_restart_of_containerd restarted TERM
+check_here shim::survives_a_crash_of_containerd restarted KILL
 check shim::kill ctr task kill -s SIGTERM d
 check shim::stopped within 30 in_state d STOPPED
 check shim::kill_of_a_stopped_one sh -c "$ctr_ task kill d 2>&1 | grep -q 'not found'"
@@ -183,14 +177,14 @@ half_made() {
   within 30 gone q && within 10 no_state && within 10 no_processes_of q
 }
 for moment in 0.3 1 2; do
-  if half_made $moment >"$work/output" 2>&1; then passed=$((passed + 1)); echo "test shim::containerd_dies_after_$moment ... ok"
-  else failed=$((failed + 1)); echo "test shim::containerd_dies_after_$moment ... FAILED"; tail -20 "$work/output"; fi
+  check_here shim::containerd_dies_after_$moment half_made $moment
 done
 
 # The same in the middle of other calls: what was asked has happened or has not, and the container can be had away.
 # during CALL…: of ctr, for a container q that runs.
 during() {
   ctr run -d --runtime $runtime --rootfs "$root" q sleep 1000 >/dev/null || return
+  [ "$2" != resume ] || ctr task pause q || return
   ctr "$@" >/dev/null 2>&1 &
   local client=$!
   sleep 0.05
@@ -203,10 +197,8 @@ during() {
   ctr task delete q; ctr container rm q
   within 30 gone q && within 10 no_state && within 10 no_processes_of q
 }
-for call in 'exec --exec-id x q sleep 1' 'pause q' 'kill -s SIGKILL q' 'metrics q' 'delete -f q'; do
-  name=shim::containerd_dies_in_${call%% *}
-  if during task $call >"$work/output" 2>&1; then passed=$((passed + 1)); echo "test $name ... ok"
-  else failed=$((failed + 1)); echo "test $name ... FAILED"; tail -20 "$work/output"; fi
+for call in 'exec --exec-id x q sleep 1' 'pause q' 'resume q' 'ps q' 'attach q' 'kill -s SIGKILL q' 'metrics q' 'delete -f q'; do
+  check_here shim::containerd_dies_in_${call%% *} during task $call
 done
 
 # Its client is gone, and with it who reads.
