@@ -6,11 +6,11 @@
 mod client;
 
 use std::collections::HashMap;
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use protobuf::Message;
 pub use rt_proto::messages::{BlockDevice, LogRecord, NetworkDevice, PreservedDescriptor, ProcessInfo};
@@ -33,6 +33,8 @@ use crate::sys::{random, text::printable};
 pub enum Error {
     #[error("the guest sent something else than the agent's greeting; is its initramfs rt's?")]
     Beacon,
+    #[error("the guest connected, but the agent's greeting did not come in time")]
+    NoBeacon,
     #[error(
         "the guest's agent speaks protocol {guest}, this rt speaks {PROTOCOL_VERSION}; \
          rebuild the initramfs with this rt (`make build`) or set hypervisor.initramfs to one that fits"
@@ -102,16 +104,19 @@ pub struct Greeting {
     pub ready_ns: u64,
 }
 
-/// Reads the greeting that the agent sends on the beacon connection.
+/// Reads the greeting that the agent sends on the beacon connection. A VMM that leaves a template holds it back until that is written.
 ///
 /// # Errors
-/// [`Error::Beacon`], [`Error::Version`]
-pub fn read_beacon(connection: OwnedFd) -> Result<(), Error> {
-    use std::io::Read;
+/// [`Error::Beacon`], [`Error::NoBeacon`], [`Error::Version`]
+pub fn read_beacon(connection: OwnedFd, deadline: Instant) -> Result<(), Error> {
     let mut stream = UnixStream::from(connection);
-    let _ = stream.set_read_timeout(Some(Duration::from_secs(10)));
+    let left = deadline.saturating_duration_since(Instant::now());
+    let _ = stream.set_read_timeout(Some(left.max(Duration::from_millis(1))));
     let mut bytes = [0; Beacon::SIZE];
-    stream.read_exact(&mut bytes).map_err(|_| Error::Beacon)?;
+    stream.read_exact(&mut bytes).map_err(|error| match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => Error::NoBeacon,
+        _ => Error::Beacon,
+    })?;
     let beacon = Beacon::from_bytes(&bytes).ok_or(Error::Beacon)?;
     if beacon.version == PROTOCOL_VERSION { Ok(()) } else { Err(Error::Version { guest: beacon.version }) }
 }
@@ -505,5 +510,28 @@ impl Agent {
             Failure::Late => Error::Timeout { call, timeout_ms: timeout.unwrap_or_default().as_millis() },
             Failure::Lost(reason) => Error::Transport { call, reason: printable(&reason, 512) },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_greeting_is_waited_for_until_the_deadline() {
+        let read = |bytes: &[u8], wait: Duration| {
+            let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+            theirs.write_all(bytes).expect("written");
+            let result = read_beacon(ours.into(), Instant::now() + wait);
+            drop(theirs);
+            result
+        };
+        let long = Duration::from_secs(60);
+        let greeting = Beacon { version: PROTOCOL_VERSION }.to_bytes();
+        assert!(read(&greeting, long).is_ok());
+        assert!(matches!(read(&greeting[..9], Duration::from_millis(20)), Err(Error::NoBeacon)));
+        assert!(matches!(read(&[0; Beacon::SIZE], long), Err(Error::Beacon)));
+        let other = Beacon { version: PROTOCOL_VERSION + 1 }.to_bytes();
+        assert!(matches!(read(&other, long), Err(Error::Version { .. })));
     }
 }

@@ -204,7 +204,7 @@ impl Booting {
             initramfs: self.initramfs.clone(),
             source,
         })?;
-        agent::read_beacon(beacon)?;
+        agent::read_beacon(beacon, self.deadline)?;
         timeline.mark("agent.beacon");
         let agent = Agent::connect(&self.vm.record().vsock, self.timeout)?;
         let greeting = agent.hello(SHARE_TAG, hostname)?;
