@@ -59,10 +59,11 @@ pub enum Error {
 #[derive(Clone)]
 pub struct Agent {
     client: Client,
+    vsock: PathBuf,
     timeout: Duration,
 }
 
-/// The names of a process's streams, as [`open_stream`] gave them; 0 where there is none.
+/// The names of a process's streams, as [`Agent::open_stream`] was given them; 0 where there is none.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StreamNames {
     pub stdin: u64,
@@ -121,32 +122,13 @@ pub fn read_beacon(connection: OwnedFd, deadline: Instant) -> Result<(), Error> 
     if beacon.version == PROTOCOL_VERSION { Ok(()) } else { Err(Error::Version { guest: beacon.version }) }
 }
 
-/// For a stream to be accepted. The agent has answered by then, so it is only a matter of how much the guest has to do.
+/// For a stream to be accepted, at the least. The agent has answered by then, so it is only a matter of how much the guest has to do.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// Opens a standard stream: `identifier` is what CreateContainer then names it by.
-///
-/// # Errors
-/// [`Error::Vm`], [`Error::Stream`]
-pub fn open_stream(vsock: &Path, identifier: u64) -> Result<UnixStream, Error> {
-    begin_stream(vsock, identifier)?.finish()
-}
 
 /// A stream that has been asked for.
 pub struct OpeningStream {
     connecting: hypervisor::Connecting,
     identifier: u64,
-}
-
-/// Asks for a stream as [`open_stream`] does, and does not wait for it.
-///
-/// # Errors
-/// [`Error::Vm`]
-pub fn begin_stream(vsock: &Path, identifier: u64) -> Result<OpeningStream, Error> {
-    Ok(OpeningStream {
-        connecting: hypervisor::begin_connect(vsock, STREAM_PORT, STREAM_TIMEOUT)?,
-        identifier,
-    })
 }
 
 impl OpeningStream {
@@ -165,7 +147,26 @@ impl Agent {
     /// # Errors
     /// [`Error::Vm`]
     pub fn connect(vsock: &Path, timeout: Duration) -> Result<Self, Error> {
-        Ok(Self { client: Client::new(hypervisor::connect(vsock, AGENT_PORT, timeout)?.into()), timeout })
+        let client = Client::new(hypervisor::connect(vsock, AGENT_PORT, timeout)?.into());
+        Ok(Self { client, vsock: vsock.to_owned(), timeout })
+    }
+
+    /// Opens a stream beside the calls: `identifier` is what CreateContainer and others then name it by.
+    ///
+    /// # Errors
+    /// [`Error::Vm`], [`Error::Stream`]
+    pub fn open_stream(&self, identifier: u64) -> Result<UnixStream, Error> {
+        self.begin_stream(identifier)?.finish()
+    }
+
+    /// Asks for a stream as [`Self::open_stream`] does, and does not wait for it.
+    ///
+    /// # Errors
+    /// [`Error::Vm`]
+    pub fn begin_stream(&self, identifier: u64) -> Result<OpeningStream, Error> {
+        let timeout = self.timeout.max(STREAM_TIMEOUT);
+        let connecting = hypervisor::begin_connect(&self.vsock, STREAM_PORT, timeout)?;
+        Ok(OpeningStream { connecting, identifier })
     }
 
     /// The first call: versions, clock, entropy and the share.
@@ -233,8 +234,7 @@ impl Agent {
     /// [`Error`]
     pub fn start_container(&self, id: &str, hooks: bool) -> Result<(), Error> {
         let request = ContainerRequest { container_id: id.into(), ..Default::default() };
-        let patient =
-            Self { client: self.client.clone(), timeout: if hooks { Duration::MAX } else { self.timeout } };
+        let patient = Self { timeout: if hooks { Duration::MAX } else { self.timeout }, ..self.clone() };
         patient.tell("StartContainer", &request)
     }
 
@@ -432,7 +432,7 @@ impl Agent {
             .map_err(|_| Error::Impossible { call, what: format!("{} processors", reply.count) })
     }
 
-    /// Has the guest listen where docker's resolver does; questions come on the stream of this number ([`open_stream`]).
+    /// Has the guest listen where docker's resolver does; questions come on the stream of this number ([`Agent::open_stream`]).
     ///
     /// # Errors
     /// [`Error`]

@@ -36,9 +36,15 @@ pub fn is_kata(program: Option<&OsString>) -> bool {
 
 /// Answers a command line that names nothing to do: help and version, or why it is wrong.
 pub fn answer(arguments: &[OsString], answer: &clap::Error) -> ExitCode {
-    let is_wrong = answer.use_stderr();
+    // As runc, for which no verb at all is a question.
+    let is_question = matches!(
+        answer.kind(),
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    );
+    let is_wrong = answer.use_stderr() && !is_question;
     let text = match answer.kind() {
         ErrorKind::DisplayVersion if is_kata(arguments.first()) => kata_version(),
+        _ if is_question => help(arguments),
         _ if is_wrong => format!("Incorrect Usage.\n\n{}", help(arguments)),
         ErrorKind::DisplayHelp => match command().try_get_matches_from(arguments) {
             Err(help) => help.to_string(),

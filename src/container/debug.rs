@@ -15,7 +15,7 @@ use oci_spec::runtime::{Process, ProcessBuilder};
 
 use super::exec::ExecRequest;
 use super::preserve;
-use crate::agent;
+use crate::agent::{self, Agent};
 use crate::config::{Config, DEFAULT_PATH};
 use crate::sys::random;
 
@@ -135,10 +135,10 @@ fn static_executable(path: &Path) -> Result<(), String> {
 ///
 /// # Errors
 /// What the agent's client says.
-pub fn lend(path: &Path, vsock: &Path) -> Result<u64, agent::Error> {
+pub fn lend(path: &Path, agent: &Agent) -> Result<u64, agent::Error> {
     let name = random::non_zero().map_err(agent::Error::Stream)?;
     let mut file = File::open(path).map_err(agent::Error::Stream)?.take(rt_proto::MAX_PROGRAM);
-    let mut stream: UnixStream = agent::open_stream(vsock, name)?;
+    let mut stream: UnixStream = agent.open_stream(name)?;
     let send = move || {
         // The agent says what it misses.
         let _ = io::copy(&mut file, &mut stream);

@@ -79,10 +79,10 @@ impl Exec {
         let terminal = request.process.terminal().unwrap_or(false);
         let size = request.process.console_size();
         let (console, ends) = streams.open(terminal, request.console_socket.as_deref(), size)?;
-        let (stdio, mut names) = Stdio::open(&vm.vsock, terminal, ends)?;
-        let moving = preserve::open(request.preserve.take()?, &vm.vsock, &mut names)?;
+        let (stdio, mut names) = Stdio::open(&agent, terminal, ends)?;
+        let moving = preserve::open(request.preserve.take()?, &agent, &mut names)?;
         if let Some(program) = &request.program {
-            names.program = debug::lend(program, &vm.vsock)?;
+            names.program = debug::lend(program, &agent)?;
         }
         let exec_id = format!("{:016x}", random::non_zero().map_err(system("make an ID"))?);
         let process = serde_json::to_vec(&request.process).expect("a process has only string keys");

@@ -319,7 +319,7 @@ impl Monitor {
             Some(signal) => Error::Interrupted(signal),
             None => error.into(),
         })?;
-        let resolver = Resolver::new(&self.bundle, &sandbox.vm.record().vsock);
+        let resolver = Resolver::new(&self.bundle);
         self.record =
             network.configure(&self.store, &self.request.id, attached?, &sandbox.agent, resolver)?;
         if self.role == Role::Sandbox {
@@ -439,16 +439,16 @@ impl Monitor {
         let terminal = self.bundle.terminal();
         let (console, ends) = streams.open(terminal, self.request.console_socket.as_deref(), size)?;
         let place = self.place.as_ref().ok_or(Error::NotRunning)?;
-        let (vsock, lifeline) = match place {
-            Place::Own(sandbox) => (sandbox.vm.record().vsock, 0),
-            Place::Joined(joined) => (joined.vsock.clone(), joined.lifeline),
+        let lifeline = match place {
+            Place::Own(_) => 0,
+            Place::Joined(joined) => joined.lifeline,
         };
-        let (stdio, mut names) = Stdio::open(&vsock, terminal, ends)?;
-        let moving = preserve::open(preserved, &vsock, &mut names)?;
+        let (stdio, mut names) = Stdio::open(place.agent(), terminal, ends)?;
+        let moving = preserve::open(preserved, place.agent(), &mut names)?;
         if let Some(socket) = &self.request.notify_socket {
             notify::prepare(&mut spec, &self.request.id);
             names.notify = random::non_zero().map_err(system("make a stream's name"))?;
-            let stream = agent::open_stream(&vsock, names.notify)?;
+            let stream = place.agent().open_stream(names.notify)?;
             notify::forward(stream, socket).map_err(system("forward notifications"))?;
         }
         let size = console.as_ref().and_then(Console::size);

@@ -7,7 +7,6 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::Builder;
 
@@ -17,7 +16,7 @@ use nix::sys::stat::{SFlag, fstat};
 use serde::{Deserialize, Serialize};
 
 use super::stdio::{self, Pumps};
-use crate::agent::{self, PreservedDescriptor, StreamNames};
+use crate::agent::{self, Agent, PreservedDescriptor, StreamNames};
 use crate::sys::{fd, random};
 
 /// Where a caller's begin.
@@ -143,7 +142,7 @@ fn kind(number: RawFd) -> Result<Kind, Error> {
 /// What the agent's client says.
 pub fn open(
     preserved: Vec<Preserved>,
-    vsock: &Path,
+    agent: &Agent,
     names: &mut StreamNames,
 ) -> Result<Moving, agent::Error> {
     let mut moving = Vec::new();
@@ -152,7 +151,7 @@ pub fn open(
         let mut name = 0;
         if kind != Kind::Null {
             name = random::non_zero().map_err(agent::Error::Stream)?;
-            moving.push((one, agent::open_stream(vsock, name)?));
+            moving.push((one, agent.open_stream(name)?));
         }
         names.preserved.push(PreservedDescriptor {
             stream: name,

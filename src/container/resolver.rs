@@ -18,7 +18,7 @@ use std::time::Duration;
 use rt_proto::resolver::{ADDRESS, Message, read_from_tcp, write_to_tcp};
 
 use super::{Error, system};
-use crate::agent::{self, Agent};
+use crate::agent::Agent;
 use crate::bundle::Bundle;
 use crate::net::Namespace;
 use crate::sys::random;
@@ -35,17 +35,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Resolver {
     /// The host's file that the container sees as its resolv.conf.
     file: Option<PathBuf>,
-    vsock: PathBuf,
     serves: bool,
 }
 
 impl Resolver {
-    /// Of the container of this bundle, in the machine that is reached by this socket.
-    pub fn new(bundle: &Bundle, vsock: &Path) -> Self {
+    /// Of the container of this bundle.
+    pub fn new(bundle: &Bundle) -> Self {
         let mut mounts = bundle.spec.mounts().iter().flatten();
         let mount = mounts.find(|mount| mount.destination() == Path::new(RESOLV_CONF));
         let file = mount.and_then(|mount| Some(bundle.dir.join(mount.source().as_ref()?)));
-        Self { file, vsock: vsock.to_owned(), serves: false }
+        Self { file, serves: false }
     }
 
     /// Serves from now on if the container has been told to ask docker. docker fills the network, and writes that file, after it has
@@ -58,7 +57,7 @@ impl Resolver {
             return Ok(());
         }
         let number = random::non_zero().map_err(system("make a name"))?;
-        let stream = agent::open_stream(&self.vsock, number)?;
+        let stream = agent.open_stream(number)?;
         let namespace = namespace.try_clone()?;
         let serve = move || match namespace.enter() {
             Ok(()) => take_questions(stream),

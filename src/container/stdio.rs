@@ -13,7 +13,7 @@ use std::thread::{Builder, JoinHandle};
 
 use super::Error;
 use super::console::Console;
-use crate::agent::{self, OpeningStream, StreamNames};
+use crate::agent::{self, Agent, OpeningStream, StreamNames};
 use crate::sys::{fd, random, terminal};
 
 const BUFFER: usize = 64 << 10;
@@ -102,12 +102,12 @@ impl Stdio {
     ///
     /// # Errors
     /// What the agent's client says.
-    pub fn open(vsock: &Path, terminal: bool, ends: Ends) -> Result<(Self, StreamNames), agent::Error> {
+    pub fn open(agent: &Agent, terminal: bool, ends: Ends) -> Result<(Self, StreamNames), agent::Error> {
         let mut streams = Vec::new();
         let mut names = StreamNames::default();
         let begin = || -> Result<(u64, OpeningStream), agent::Error> {
             let name = random::non_zero().map_err(agent::Error::Stream)?;
-            Ok((name, agent::begin_stream(vsock, name)?))
+            Ok((name, agent.begin_stream(name)?))
         };
         let Ends([input, output, error]) = ends;
         if terminal {

@@ -2,13 +2,12 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Error;
-use crate::agent::{self, Agent};
+use crate::agent::Agent;
 use crate::hypervisor::VmRecord;
 use crate::sys::pidfd::ProcessId;
 use crate::sys::random;
@@ -19,7 +18,6 @@ const LAST_MOMENT_MS: u16 = 10_000;
 /// A place in another's sandbox. The container is killed when this is dropped, or this process ends.
 pub struct Joined {
     pub agent: Agent,
-    pub vsock: PathBuf,
     vmm: OwnedFd,
     /// The stream whose end is the container's, and its number.
     _lifeline: UnixStream,
@@ -35,8 +33,8 @@ pub fn join(vm: &VmRecord, timeout: Duration) -> Result<Joined, Error> {
     let vmm = process.open().map_err(Error::Process)?.ok_or(Error::Gone)?;
     let agent = Agent::connect(&vm.vsock, timeout)?;
     let lifeline = random::non_zero().map_err(Error::Process)?;
-    let stream = agent::open_stream(&vm.vsock, lifeline)?;
-    Ok(Joined { agent, vsock: vm.vsock.clone(), vmm, _lifeline: stream, lifeline })
+    let stream = agent.open_stream(lifeline)?;
+    Ok(Joined { agent, vmm, _lifeline: stream, lifeline })
 }
 
 impl Joined {

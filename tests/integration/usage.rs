@@ -71,6 +71,16 @@ fn a_wrong_value_of_any_flag_is_told() {
     }
 }
 
+#[test]
+fn without_a_verb_there_is_help() {
+    let bundle = Bundle::new();
+    for (line, name) in [(&[][..], "rt"), (&["config"], "rt config")] {
+        let ended = bundle.rt(line);
+        ended.code(0).stderr("");
+        assert!(ended.text().starts_with(&format!("NAME:\n   {name} - ")), "{ended}");
+    }
+}
+
 /// What the command line alone does not show to be wrong.
 #[test]
 fn a_value_that_leads_nowhere_is_told() {
