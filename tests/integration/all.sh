@@ -70,7 +70,7 @@ here() {
 }
 
 # The machine has one processor, so there are two machines where there are processors and memory for them, each with every
-# other test. They take about ten minutes where nothing else runs.
+# other test. They take ten minutes and more where nothing else runs.
 kvm() {
   local machines=1 names=() available chosen command pids=() i status=0 start=$SECONDS
   mapfile -t names < <(named "$@")
