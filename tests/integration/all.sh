@@ -97,7 +97,7 @@ here() {
 in_machine() { "${as_root[@]}" tests/integration/kvm-machine.sh "$(printf '%q ' "$(program)" --test-threads 1 "$@")"; }
 
 # The machine has one processor, so there are two machines where there are processors and memory for them, each with every
-# other test. They take about ten minutes where nothing else runs.
+# other test. They take ten minutes and more where nothing else runs.
 kvm() {
   local machines=1 names=() available chosen pids=() failing=() name i status=0 start=$SECONDS
   mapfile -t names < <(named "$@")

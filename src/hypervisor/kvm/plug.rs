@@ -27,8 +27,8 @@ use crate::sys::fd;
 
 /// For an answer: the VMM may still be starting. Its end is noticed at once.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// For a message on a connection, which comes at once: the VMM's devices stand still meanwhile.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// For a message on a connection, which comes at once, or on a very busy host in a while: the VMM's devices stand still meanwhile.
+const PATIENCE: Duration = Duration::from_secs(10);
 const MAX_MESSAGE: usize = 4096;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -99,7 +99,11 @@ fn ask(control: &Path, message: &Message, descriptors: &[BorrowedFd<'_>]) -> io:
     socket.set_write_timeout(Some(TIMEOUT))?;
     fd::send_several(socket.as_fd(), &serde_json::to_vec(message)?, descriptors)?;
     let mut answer = String::new();
-    Read::take(&mut socket, MAX_MESSAGE as u64).read_to_string(&mut answer)?;
+    let late = |error: io::Error| match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "its VMM does not answer"),
+        _ => error,
+    };
+    Read::take(&mut socket, MAX_MESSAGE as u64).read_to_string(&mut answer).map_err(late)?;
     let answer = answer.strip_suffix('\n').ok_or(io::ErrorKind::UnexpectedEof)?;
     answer.parse().map_err(|_| io::Error::other(answer.to_owned()))
 }

@@ -28,8 +28,8 @@ fn measure(pair: &Pair, mib: u64) -> Figures {
             best.fold(0.0, f64::max)
         };
         [
-            per_second(mib as f64, &|| client.sends(mib << 20)),
-            per_second(mib as f64, &|| client.receives(mib << 20)),
+            per_second(mib as f64, &|| client.floods(mib << 20)),
+            per_second(mib as f64, &|| client.drains(mib << 20)),
             per_second(ROUND_TRIPS as f64, &|| client.round_trips(ROUND_TRIPS)),
         ]
     })

@@ -8,6 +8,7 @@
 //! | `e` | | everything comes back |
 //! | `s` | bytes | so many are sent to the server, which answers their sum |
 //! | `r` | bytes | the server sends so many |
+//! | `S`, `R` | bytes | the same, of zeros that nobody looks at: to be measured |
 //! | `c` | | a line with an address: the server calls the one there with `e` and by UDP, and answers `ok` |
 
 use std::fs::{self, File};
@@ -131,6 +132,11 @@ fn answer(mut connection: TcpStream) -> std::io::Result<()> {
             connection.write_all(&sum.to_le_bytes())
         }
         b'r' => give(&mut connection, amount).map(drop),
+        b'S' => {
+            drain(&mut connection, amount)?;
+            connection.write_all(&amount.to_le_bytes())
+        }
+        b'R' => flood(&mut connection, amount),
         b'c' => {
             let mut address = String::new();
             BufReader::new(&connection).read_line(&mut address)?;
@@ -170,6 +176,30 @@ fn take(connection: &mut TcpStream, mut amount: u64) -> std::io::Result<u64> {
         amount -= count as u64;
     }
     Ok(sum)
+}
+
+/// Many bytes, with as little of this program's own work as can be: it is not optimised.
+fn flood(connection: &mut TcpStream, amount: u64) -> std::io::Result<()> {
+    let chunk = vec![0_u8; 4 * CHUNK];
+    let mut left = amount;
+    while left > 0 {
+        let count = left.min(chunk.len() as u64);
+        connection.write_all(&chunk[..count as usize])?;
+        left -= count;
+    }
+    Ok(())
+}
+
+fn drain(connection: &mut TcpStream, amount: u64) -> std::io::Result<()> {
+    let mut chunk = vec![0_u8; 4 * CHUNK];
+    let mut left = amount;
+    while left > 0 {
+        match connection.read(&mut chunk)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            count => left = left.saturating_sub(count as u64),
+        }
+    }
+    Ok(())
 }
 
 /// Depends on the order, too.
@@ -255,6 +285,19 @@ impl Client {
         assert_eq!(connection.read(&mut [0]).expect("the end"), 0);
         let expected = give(&mut std::io::sink(), amount).expect("a sink takes all");
         assert_eq!(sum, expected, "of {amount} bytes");
+    }
+
+    /// As [`Client::sends`], to be measured.
+    pub fn floods(&self, amount: u64) {
+        let mut connection = self.call(b'S', amount);
+        flood(&mut connection, amount).expect("all is sent");
+        connection.read_exact(&mut [0; 8]).expect("an answer");
+    }
+
+    /// As [`Client::receives`], to be measured.
+    pub fn drains(&self, amount: u64) {
+        let mut connection = self.call(b'R', amount);
+        drain(&mut connection, amount).expect("all comes");
     }
 
     pub fn both_at_once(&self, amount: u64) {
