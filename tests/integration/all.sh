@@ -17,7 +17,7 @@ export RT_BIN=$PWD/target/release/rt
 failed_stages=()
 # What `make test` runs in the KVM machine. Of the other files not every test has been seen to pass there yet (exec, crash), or they take
 # too long for every change (fault); `all.sh kvm` runs all.
-in_kvm=(backend:: bad_input:: cgroup:: concurrency:: config:: console_socket:: create:: delete:: events:: exit_code:: features::
+in_kvm=(backend:: bad_input:: cgroup:: concurrency:: config:: console_socket:: create:: delete:: dist:: events:: exit_code:: features::
   file_system:: hooks:: id:: isolation:: kata_check:: kill:: limits:: list:: log:: logs::
   mounts:: snapshot::)
 as_root=(); [ "$(id -u)" = 0 ] || as_root=(sudo -E)
