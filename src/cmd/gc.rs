@@ -1,4 +1,4 @@
-//! `rt gc`: removes what crashed sandboxes left.
+//! `rt gc`: removes what crashed sandboxes and older versions left.
 
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::container::gc::{self, Leftover};
 use crate::log;
 
-/// Remove what crashed sandboxes left
+/// Remove what crashed sandboxes and older versions left
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Show it only

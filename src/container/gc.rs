@@ -4,7 +4,8 @@
 //! monitor is gone names all that is left: helper processes, cgroups, the state directory. Beside records there are
 //! only drafts of them, `~PID`, which exist for the moment between two system calls unless their maker was killed there.
 //!
-//! The one-file rt also leaves the guests of its earlier versions in its cache.
+//! The one-file rt also leaves the guests of its earlier versions in its cache; and templates outlive the kernel and the rt that they
+//! were made of.
 //!
 //! A container that ended in order (its record says *stopped*) is no leftover: whoever created it deletes it.
 
@@ -16,6 +17,7 @@ use serde::Serialize;
 use super::record::{self, Status, Store};
 use super::{Error, lifecycle};
 use crate::config::{self, Config};
+use crate::hypervisor::kvm;
 use crate::sys::pidfd::ProcessId;
 
 /// A draft whose maker's number is some process's again is old by then.
@@ -43,6 +45,8 @@ pub enum Kind {
     Draft,
     /// Of an rt that is no longer the one that runs.
     Guest,
+    /// That no machine starts from any more.
+    Template,
 }
 
 impl Kind {
@@ -51,26 +55,29 @@ impl Kind {
             Self::Container => "container",
             Self::Draft => "draft",
             Self::Guest => "guest",
+            Self::Template => "template",
         }
     }
 }
 
-/// All leftovers below the root, by path. Nothing is changed.
+/// All leftovers, by path: below the root, in the cache and among the templates. Nothing is changed.
 ///
 /// # Errors
-/// The root or the cache cannot be listed.
+/// One of these cannot be listed.
 pub fn leftovers(store: &Store) -> Result<Vec<Leftover>, Error> {
     let mut found: Vec<Leftover> = store.ids()?.iter().filter_map(|id| container(store, id)).collect();
+    let file = |kind, path, reason| Leftover { kind, path, reason, processes: vec![], cgroups: vec![] };
     for (path, pid, age) in store.drafts()? {
         if !is_running(pid) || age > DRAFT_AGE {
             let reason = format!("process {pid} ended while it made it");
-            found.push(Leftover { kind: Kind::Draft, path, reason, processes: vec![], cgroups: vec![] });
+            found.push(file(Kind::Draft, path, reason));
         }
     }
     for path in config::Guest::stale()? {
-        let reason = "unpacked by another version of rt".into();
-        found.push(Leftover { kind: Kind::Guest, path, reason, processes: vec![], cgroups: vec![] });
+        found.push(file(Kind::Guest, path, "unpacked by another version of rt".into()));
     }
+    let templates = kvm::stale_templates().map_err(super::system("look through the templates"))?;
+    found.extend(templates.into_iter().map(|(path, reason)| file(Kind::Template, path, reason)));
     found.sort_by(|one, other| one.path.cmp(&other.path));
     Ok(found)
 }
@@ -130,6 +137,7 @@ pub fn remove(store: &Store, config: &Config, leftover: &Leftover) -> Result<(),
             other => other.map_err(super::system("remove a draft")),
         },
         Kind::Guest => Ok(config::Guest::remove_stale(&leftover.path)?),
+        Kind::Template => kvm::remove_template(&leftover.path).map_err(super::system("remove a template")),
     }
 }
 
@@ -147,14 +155,20 @@ mod tests {
             fs::create_dir(root.path().join(directory)).unwrap();
         }
         fs::write(root.path().join("torn/state.json"), "{").unwrap();
-        let found = leftovers(&store).unwrap();
+        // What is this host's own is left alone.
+        let leftovers = |store: &Store| {
+            let mut found = leftovers(store).unwrap();
+            found.retain(|one| [Kind::Container, Kind::Draft].contains(&one.kind));
+            found
+        };
+        let found = leftovers(&store);
         let names: Vec<_> = found.iter().map(|one| one.path.file_name().unwrap().to_str().unwrap()).collect();
         assert_eq!(names, ["torn", "~999999999"]);
         for leftover in &found {
             remove(&store, &Config::default(), leftover).unwrap();
         }
-        assert_eq!(leftovers(&store).unwrap(), []);
+        assert_eq!(leftovers(&store), []);
         assert!(root.path().join("~x").exists() && !root.path().join("torn").exists());
-        assert_eq!(leftovers(&Store::new(root.path().join("nowhere"))).unwrap(), []);
+        assert_eq!(leftovers(&Store::new(root.path().join("nowhere"))), []);
     }
 }

@@ -4,7 +4,7 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use nix::NixPath;
@@ -137,28 +137,28 @@ fn move_mount(tree: BorrowedFd<'_>, dir: RawFd, name: &CStr) -> io::Result<()> {
 
 /// Keeps this mount namespace's changes to itself, while what the host unmounts is unmounted here too.
 ///
-/// Only while this process has one thread.
+/// In a chroot(2) to a directory that is no mount the root is made one, which is what can be changed so and exchanged later. Only
+/// while this process has one thread.
 ///
 /// # Errors
-/// What open(2), mount(2), setns(2) or chroot(2) say.
+/// What mount(2), setns(2), chroot(2), open_tree(2) or move_mount(2) say.
 pub fn leave_propagation() -> io::Result<()> {
     let leave = || mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>);
     match leave() {
-        // In a chroot(2) to what is a directory only, not a mount.
         Err(Errno::EINVAL) => {
             let root = File::open("/")?;
-            to_namespace_root()?;
+            // To the root of the namespace.
+            setns(File::open("/proc/self/ns/mnt")?, CloneFlags::CLONE_NEWNS)?;
             leave()?;
             fchdir(&root)?;
+            chroot(".")?;
+            let tree = clone_tree(Path::new("/"), true)?;
+            attach_over_root(tree.as_fd())?;
+            fchdir(&tree)?;
             Ok(chroot(".")?)
         }
         other => Ok(other?),
     }
-}
-
-/// Makes the root of the mount namespace this process's, which in a chroot(2) it is not; and its working directory.
-fn to_namespace_root() -> io::Result<()> {
-    Ok(setns(File::open("/proc/self/ns/mnt")?, CloneFlags::CLONE_NEWNS)?)
 }
 
 /// Attaches a detached tree where it can be worked on and later be made the root: over `/`, which hides nothing
@@ -173,19 +173,11 @@ pub fn attach_over_root(tree: BorrowedFd<'_>) -> io::Result<()> {
 /// Makes an attached tree the root and the working directory of this process, and lets go of every other mount of its namespace.
 ///
 /// # Errors
-/// What open(2), setns(2), fchdir(2), pivot_root(2), umount2(2) or chdir(2) say.
+/// What fchdir(2), pivot_root(2), umount2(2) or chdir(2) say.
 pub fn enter_root(root: BorrowedFd<'_>) -> io::Result<()> {
     fchdir(root)?;
     // The old root lands on top of the new one (pivot_root(2), "pivot_root(".", ".")") and is peeled off.
-    match pivot_root(".", ".") {
-        // As in `leave_propagation`: a root that is no mount cannot be exchanged, the namespace's can.
-        Err(Errno::EINVAL) => {
-            to_namespace_root()?;
-            fchdir(root)?;
-            pivot_root(".", ".")?;
-        }
-        other => other?,
-    }
+    pivot_root(".", ".")?;
     umount2(".", MntFlags::MNT_DETACH)?;
     nix::unistd::chdir("/")?;
     Ok(())

@@ -19,7 +19,7 @@ failed_stages=()
 unsteady=()
 # What `make test` runs in the KVM machine. Of the other files not every test has been seen to pass there yet (exec, crash), or they take
 # too long for every change (fault); `all.sh kvm` runs all.
-in_kvm=(backend:: bad_input:: cgroup:: concurrency:: config:: console_socket:: create:: delete:: events:: exit_code:: features::
+in_kvm=(backend:: bad_input:: cgroup:: concurrency:: config:: console_socket:: create:: delete:: dist:: events:: exit_code:: features::
   file_system:: hooks:: id:: isolation:: kata_check:: kill:: limits:: list:: log:: logs::
   mounts:: network:: pod:: snapshot::)
 as_root=(); [ "$(id -u)" = 0 ] || as_root=(sudo -E)

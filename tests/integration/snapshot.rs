@@ -3,12 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::network::netns::Pair;
-use crate::shell::{Bundle, Ended, Input, Place, host, place};
+use crate::shell::{Bundle, Ended, Input, Place, guest_file, host, place, rt_binary};
 
 const DIRECTORY: &str = "/run/rt-templates";
 
@@ -140,7 +141,7 @@ fn whoever_wants_none_gets_none() {
     assert!(templates().is_subset(&before));
 }
 
-/// The VMM finds out, boots, and the next one has a new template.
+/// It boots, and the next one has a new template.
 #[test]
 fn a_damaged_template_is_thrown_away() {
     let mut bundle = of_a_new_kind("");
@@ -153,15 +154,70 @@ fn a_damaged_template_is_thrown_away() {
     let made: Vec<PathBuf> = templates().difference(&before).cloned().collect();
     let [template] = &made[..] else { panic!("one template was to be made: {made:?}") };
     let length = fs::metadata(template).unwrap().len();
-    for damaged in [0, length / 2, length - 100] {
-        fs::File::options().write(true).open(template).unwrap().set_len(damaged).unwrap();
-        let resumed = [0, 1, 2].map(|_| {
+    let open = || fs::File::options().write(true).open(template).unwrap();
+    let mut runs = || {
+        [0, 1, 2].map(|_| {
             let (ended, resumed) = run(&mut bundle, "echo well");
             ended.code(0).stdout("well\n").stderr("");
             resumed
-        });
-        assert_eq!(resumed, [false, false, true], "cut to {damaged} of {length}");
+        })
+    };
+    for damaged in [0, length / 2, length - 100] {
+        open().set_len(damaged).unwrap();
+        assert_eq!(runs(), [false, true, true], "cut to {damaged} of {length}");
     }
+    // Its end is whole, but not the machine's state before that: the VMM finds out, boots, and the next one has a new template.
+    let (mut tail, start) = (vec![0; 1 << 20], length - (1 << 20));
+    fs::File::open(template).unwrap().read_exact_at(&mut tail, start).unwrap();
+    let state = tail.windows(8).rposition(|window| window == b"rt snap1").unwrap();
+    open().write_all_at(b"no state", start + state as u64).unwrap();
+    assert_eq!(runs(), [false, false, true]);
+}
+
+/// `rt gc` names those that are damaged, and those whose rt is another by now; not one that is of use.
+#[test]
+fn what_no_machine_starts_from_any_more_is_swept_up() {
+    if place() == Place::Emulation {
+        return;
+    }
+    let [kernel, initramfs] = ["vmlinux", "initramfs.cpio"].map(|name| guest_file("tuned", name));
+    let mut bundle = of_a_new_kind(&format!("kernel = {kernel:?}\ninitramfs = {initramfs:?}\n"));
+    let rt = bundle.path("rt");
+    let copy = || host(&format!("cp {} {1}.new && mv {1}.new {1}", rt_binary().display(), rt.display()));
+    copy();
+    bundle.args(&["/bin/true"]);
+    let before = templates();
+    let make = || {
+        let there = templates();
+        bundle.call().through(&format!("shift; exec {} \"$@\"", rt.display())).end().code(0);
+        let made: Vec<PathBuf> = templates().difference(&there).cloned().collect();
+        made.into_iter().next().expect("it was made")
+    };
+    let gc = |flags: &[&str]| -> Vec<Value> {
+        let ended = Bundle::new().rt(&[&["gc", "--format", "json"], flags].concat());
+        let mut found: Vec<Value> = serde_json::from_slice(&ended.code(0).stdout).unwrap();
+        found.retain(|one| {
+            one["kind"] == "template" && !before.contains(Path::new(one["path"].as_str().unwrap()))
+        });
+        found
+    };
+    let old = make();
+    assert_eq!(gc(&[]), [] as [Value; 0]);
+    copy();
+    let cut = make();
+    fs::File::options().write(true).open(&cut).unwrap().set_len(1 << 20).unwrap();
+
+    let mut seen = gc(&["--dry-run"]);
+    seen.sort_by_key(|one| one["path"] != old.to_str().unwrap());
+    let reasons: Vec<_> = seen.iter().map(|one| one["reason"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(
+        reasons,
+        [format!("made of {}, which has been changed since", rt.display()), "damaged".into()]
+    );
+    assert!(old.exists() && cut.exists());
+    assert!(gc(&[]).iter().all(|one| one["removed"] == true));
+    assert!(!old.exists() && !cut.exists());
+    assert_eq!(gc(&[]), [] as [Value; 0]);
 }
 
 #[test]

@@ -38,6 +38,7 @@ mod vmm;
 
 pub use plug::{memory as plugged_memory, plug, plug_block};
 pub use probe::{DEVICE, Step, Unusable, address_bits, examine, probe};
+pub use template::{remove as remove_template, stale as stale_templates};
 
 /// In the sandbox's state directory.
 const VSOCK: &str = "vsock.sock";

@@ -3,7 +3,8 @@
 //!
 //! The first sandbox of a kind leaves it behind, before anything of a bundle has reached the guest. Its file (see `snapshot`)
 //! appears under its name whole, by link(2); until then it has no name, and ends with the process that makes it. Whatever makes a
-//! machine differ is in the name: the shape, the command line, kernel, initramfs and rt as files, and the host's boot.
+//! machine differ is in the name: the shape, the command line, kernel, initramfs and rt as files, and the host's boot. Those
+//! last four ([`Origin`]) are at its end once more, for whoever tells which templates are of no use any more.
 //!
 //! The directory is in memory and the caller's alone: what lies there runs as the kernel of guests. It holds so many templates
 //! as are configured, those used last.
@@ -11,12 +12,13 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufRead, BufReader};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::fcntl::{AtFlags, Flock, FlockArg};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::TemplateUse;
@@ -25,6 +27,9 @@ use crate::hypervisor::VmSpec;
 
 /// A larger machine boots: its kernel's tables alone, a 64th of its memory, take longer to copy than to fill.
 const MAX_MEMORY_MIB: u32 = 4096;
+
+/// So many bytes at the end of a template are its origin, as JSON, filled up with spaces.
+const ORIGIN_BYTES: usize = 16 << 10;
 
 /// What a VMM is to do with the file it is given.
 #[derive(Debug)]
@@ -48,6 +53,7 @@ pub struct Draft {
     pub file: File,
     directory: PathBuf,
     name: String,
+    origin: Origin,
     keep: usize,
     /// One at a time: the others boot meanwhile.
     _lock: Flock<File>,
@@ -61,15 +67,18 @@ impl Template {
             return None;
         }
         let found = || -> io::Result<Option<Self>> {
-            let directory = directory()?;
-            let name = name(spec)?;
+            let directory = make_directory()?;
+            let origin = Origin::of(spec)?;
+            let name = origin.name(spec)?;
             let path = directory.join(&name);
             match File::open(&path) {
-                Ok(file) => {
+                Ok(file) if Origin::read(&file).ok().as_ref() == Some(&origin) => {
                     let now = SystemTime::now();
                     file.set_modified(now)?;
                     return Ok(Some(Self::Start(Found { file, path })));
                 }
+                // Damaged.
+                Ok(_) => remove(&path)?,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
@@ -82,7 +91,7 @@ impl Template {
                 .mode(0o400)
                 .open(&directory)?;
             let keep = settings.keep.into();
-            Ok(Some(Self::Make(Draft { file, directory, name, keep, _lock: lock })))
+            Ok(Some(Self::Make(Draft { file, directory, name, origin, keep, _lock: lock })))
         };
         found().unwrap_or_else(|error| {
             tracing::debug!("the guest boots: templates cannot be used: {error}");
@@ -132,6 +141,7 @@ impl Draft {
         if !reason.is_empty() {
             return Err(io::Error::other(reason));
         }
+        self.origin.write(&self.file)?;
         let file = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let cwd = nix::fcntl::AT_FDCWD;
         nix::unistd::linkat(
@@ -163,36 +173,192 @@ fn answer(vmm: &UnixStream) -> io::Result<String> {
     line.strip_suffix('\n').map(str::to_owned).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
-/// Where templates lie, made if need be.
+/// What a template was made of, beside the shape of its machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Origin {
+    /// Kernel, initramfs and rt.
+    files: Vec<(PathBuf, Identity)>,
+    /// The host's.
+    boot: String,
+}
+
+/// Device, inode, size and time of the last change of a file: another content has another one.
+type Identity = [u64; 5];
+
+impl Origin {
+    fn of(spec: &VmSpec) -> io::Result<Self> {
+        let itself = Path::new("/proc/self/exe");
+        let files = [
+            (spec.kernel.clone(), identity(&spec.kernel)?),
+            (spec.initramfs.clone(), identity(&spec.initramfs)?),
+            (fs::read_link(itself)?, identity(itself)?),
+        ];
+        Ok(Self { files: files.into(), boot: boot()? })
+    }
+
+    /// Of the template of a machine like `spec`.
+    fn name(&self, spec: &VmSpec) -> io::Result<String> {
+        let kind = VmSpec { id: String::new(), state_dir: PathBuf::new(), ..spec.clone() };
+        let hash = Sha256::digest(serde_json::to_vec(&(kind, self))?);
+        Ok(hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    fn write(&self, file: &File) -> io::Result<()> {
+        let mut bytes = serde_json::to_vec(self)?;
+        if bytes.len() > ORIGIN_BYTES {
+            return Err(io::ErrorKind::InvalidFilename.into());
+        }
+        bytes.resize(ORIGIN_BYTES, b' ');
+        file.write_all_at(&bytes, file.metadata()?.len())
+    }
+
+    fn read(file: &File) -> io::Result<Self> {
+        let length = file.metadata()?.len();
+        let start = length.checked_sub(ORIGIN_BYTES as u64).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let mut bytes = vec![0; ORIGIN_BYTES];
+        file.read_exact_at(&mut bytes, start)?;
+        Ok(serde_json::from_slice(&bytes)?)
+    }
+
+    /// Why no machine starts from such a template any more, if so.
+    fn is_past(&self) -> io::Result<Option<String>> {
+        if boot()? != self.boot {
+            return Ok(Some("made before the host was started".into()));
+        }
+        for (path, then) in &self.files {
+            let fate = match identity(path) {
+                Ok(now) if now == *then => continue,
+                Ok(_) => "has been changed since",
+                Err(error) if error.kind() == io::ErrorKind::NotFound => "is gone",
+                Err(error) => return Err(error),
+            };
+            return Ok(Some(format!("made of {}, which {fate}", path.display())));
+        }
+        Ok(None)
+    }
+}
+
+fn identity(path: &Path) -> io::Result<Identity> {
+    let file = fs::metadata(path)?;
+    Ok([file.dev(), file.ino(), file.size(), file.ctime() as u64, file.ctime_nsec() as u64])
+}
+
+fn boot() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim_end().into())
+}
+
+/// Templates that no machine starts from any more, each with the reason.
 ///
 /// # Errors
-/// Also when others than this user can write there.
-pub fn directory() -> io::Result<PathBuf> {
-    let user = nix::unistd::geteuid();
-    let parent = if user.is_root() { Some("/run".into()) } else { std::env::var_os("XDG_RUNTIME_DIR") };
-    let directory = Path::new(&parent.ok_or(io::ErrorKind::NotFound)?).join("rt-templates");
+/// Their directory cannot be listed, or others than this user can write there.
+pub fn stale() -> io::Result<Vec<(PathBuf, String)>> {
+    match directory() {
+        Ok(directory) if directory.exists() => {
+            check(&directory)?;
+            stale_in(&directory)
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn stale_in(directory: &Path) -> io::Result<Vec<(PathBuf, String)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        // What cannot be looked at is nobody's to judge.
+        let reason = match File::open(&path) {
+            Ok(file) => {
+                Origin::read(&file).map_or(Some("damaged".into()), |of| of.is_past().unwrap_or_default())
+            }
+            Err(_) => None,
+        };
+        found.extend(reason.map(|reason| (path, reason)));
+    }
+    Ok(found)
+}
+
+/// Removes a template. Machines that started from it keep what they share of it.
+///
+/// # Errors
+/// What stands in the way.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Where templates lie.
+fn directory() -> io::Result<PathBuf> {
+    let is_root = nix::unistd::geteuid().is_root();
+    let parent = if is_root { Some("/run".into()) } else { std::env::var_os("XDG_RUNTIME_DIR") };
+    Ok(Path::new(&parent.ok_or(io::ErrorKind::NotFound)?).join("rt-templates"))
+}
+
+/// That directory, made if need be.
+fn make_directory() -> io::Result<PathBuf> {
+    let directory = directory()?;
     match DirBuilder::new().mode(0o700).create(&directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    let metadata = fs::symlink_metadata(&directory)?;
-    let private = metadata.is_dir() && metadata.uid() == user.as_raw() && metadata.mode() & 0o077 == 0;
-    if private {
-        Ok(directory)
-    } else {
-        Err(io::Error::other(format!("{} is not this user's alone", directory.display())))
+    check(&directory)?;
+    Ok(directory)
+}
+
+/// Nobody else may write where guests' kernels come from.
+fn check(directory: &Path) -> io::Result<()> {
+    let metadata = fs::symlink_metadata(directory)?;
+    let user = nix::unistd::geteuid().as_raw();
+    match metadata.is_dir() && metadata.uid() == user && metadata.mode() & 0o077 == 0 {
+        true => Ok(()),
+        false => Err(io::Error::other(format!("{} is not this user's alone", directory.display()))),
     }
 }
 
-fn name(spec: &VmSpec) -> io::Result<String> {
-    let kind = VmSpec { id: String::new(), state_dir: PathBuf::new(), ..spec.clone() };
-    let mut hash = Sha256::new();
-    hash.update(serde_json::to_vec(&kind)?);
-    for path in [&spec.kernel, &spec.initramfs, Path::new("/proc/self/exe")] {
-        let file = fs::metadata(path)?;
-        let identity = [file.dev(), file.ino(), file.size(), file.ctime() as u64, file.ctime_nsec() as u64];
-        identity.iter().for_each(|number| hash.update(number.to_le_bytes()));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A template of nothing but its end.
+    fn put(directory: &Path, name: &str, origin: &Origin) -> PathBuf {
+        let path = directory.join(name);
+        let file = File::create(&path).unwrap();
+        file.set_len(4096).unwrap();
+        origin.write(&file).unwrap();
+        path
     }
-    hash.update(fs::read("/proc/sys/kernel/random/boot_id")?);
-    Ok(hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+
+    #[test]
+    fn those_made_of_what_is_no_more_are_stale() {
+        let (files, templates) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let of = |name: &str, boot: String| {
+            let path = files.path().join(name);
+            fs::write(&path, name).unwrap();
+            let identity = identity(&path).unwrap();
+            put(templates.path(), name, &Origin { files: vec![(path, identity)], boot })
+        };
+        let (kept, old) = (of("kept", boot().unwrap()), of("old", "another".into()));
+        let (changed, gone) = (of("changed", boot().unwrap()), of("gone", boot().unwrap()));
+        let cut = of("cut", boot().unwrap());
+        fs::write(files.path().join("changed"), "to something else").unwrap();
+        fs::remove_file(files.path().join("gone")).unwrap();
+        File::options().write(true).open(&cut).unwrap().set_len(4096 + 100).unwrap();
+        let mut found = stale_in(templates.path()).unwrap();
+        found.sort();
+        let made_of =
+            |name: &str, fate| format!("made of {}, which {fate}", files.path().join(name).display());
+        assert_eq!(
+            found,
+            [
+                (changed, made_of("changed", "has been changed since")),
+                (cut, "damaged".into()),
+                (gone, made_of("gone", "is gone")),
+                (old, "made before the host was started".into()),
+            ]
+        );
+        found.iter().for_each(|(path, _)| remove(path).unwrap());
+        assert_eq!(stale_in(templates.path()).unwrap(), []);
+        assert!(kept.exists());
+    }
 }
