@@ -323,7 +323,7 @@ impl Monitor {
         self.record =
             network.configure(&self.store, &self.request.id, attached?, &sandbox.agent, resolver)?;
         if self.role == Role::Sandbox {
-            network.forward_ports(&sandbox.vm.record().vsock, &sandbox.agent)?;
+            network.forward_ports(&sandbox.agent)?;
         }
         self.timeline.mark("network.configured");
         self.place = Some(Place::Own(Box::new(sandbox)));

@@ -2,7 +2,6 @@
 //! network from then on ([`Watched`]).
 
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -177,8 +176,8 @@ impl Watched {
     ///
     /// # Errors
     /// [`Error::Network`], [`Error::System`]
-    pub fn forward_ports(&mut self, vsock: &Path, agent: &Agent) -> Result<(), Error> {
-        let ports = Ports::start(self.namespace.try_clone()?, vsock.to_owned(), agent.clone());
+    pub fn forward_ports(&mut self, agent: &Agent) -> Result<(), Error> {
+        let ports = Ports::start(self.namespace.try_clone()?, agent.clone());
         self.ports = Some(ports.map_err(system("start a thread for ports"))?);
         Ok(())
     }

@@ -8,7 +8,6 @@ use std::io::{self, copy};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
@@ -37,11 +36,11 @@ impl Ports {
     ///
     /// # Errors
     /// What eventfd(2) and clone(2) say.
-    pub fn start(namespace: Namespace, vsock: PathBuf, agent: Agent) -> io::Result<Self> {
+    pub fn start(namespace: Namespace, agent: Agent) -> io::Result<Self> {
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
         let until = Arc::clone(&stop);
         let work = move || match open(&namespace) {
-            Ok((listener, _steering)) => take_connections(&listener, &until, &vsock, &agent),
+            Ok((listener, _steering)) => take_connections(&listener, &until, &agent),
             Err(error) => tracing::warn!(
                 "ports of the pod's loopback cannot be forwarded from its network namespace: {}",
                 log::chain(&error)
@@ -76,7 +75,7 @@ fn open(namespace: &Namespace) -> Result<(TcpListener, Steering), net::Error> {
     listen().map_err(net::Error::Loopback)
 }
 
-fn take_connections(listener: &TcpListener, stop: &EventFd, vsock: &Path, agent: &Agent) {
+fn take_connections(listener: &TcpListener, stop: &EventFd, agent: &Agent) {
     let open = Arc::new(());
     loop {
         let mut fds =
@@ -93,9 +92,9 @@ fn take_connections(listener: &TcpListener, stop: &EventFd, vsock: &Path, agent:
         if Arc::strong_count(&open) > CONNECTIONS {
             continue;
         }
-        let (vsock, agent, place) = (vsock.to_owned(), agent.clone(), Arc::clone(&open));
+        let (agent, place) = (agent.clone(), Arc::clone(&open));
         let carry = move || {
-            if let Err(error) = carry(&connection, &vsock, &agent) {
+            if let Err(error) = carry(&connection, &agent) {
                 tracing::debug!("a port was not forwarded: {}", log::chain(&error));
             }
             drop(place);
@@ -107,12 +106,12 @@ fn take_connections(listener: &TcpListener, stop: &EventFd, vsock: &Path, agent:
 }
 
 /// To its end. Whoever connected sees a port on which nobody listens as a connection that ends at once.
-fn carry(connection: &TcpStream, vsock: &Path, agent: &Agent) -> Result<(), agent::Error> {
+fn carry(connection: &TcpStream, agent: &Agent) -> Result<(), agent::Error> {
     let failed = agent::Error::Stream;
     connection.set_nodelay(true).map_err(failed)?;
     let port = connection.local_addr().map_err(failed)?.port();
     let number = random::non_zero().map_err(failed)?;
-    let stream = agent::open_stream(vsock, number)?;
+    let stream = agent.open_stream(number)?;
     agent.forward_port(number, port)?;
     let (from, to) = (connection.try_clone().map_err(failed)?, stream.try_clone().map_err(failed)?);
     let into_the_guest = spawn(move || {
