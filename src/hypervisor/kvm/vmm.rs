@@ -12,7 +12,9 @@ use std::thread::{self, JoinHandle};
 
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use nix::sys::eventfd::EfdFlags;
-use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
+use virtio_bindings::virtio_mmio::{
+    VIRTIO_MMIO_INT_VRING, VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_QUEUE_NOTIFY,
+};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::acpi::Tables;
@@ -307,6 +309,13 @@ pub fn attach(
         let kick = eventfd()?;
         vm.register_ioevent(&kick, &notify, queue).map_err(Error::kvm("wire a queue"))?;
         kicks.push(kick);
+    }
+    if queues > 0 {
+        // The driver says so after each interrupt, and this process has nothing to do about it: KVM takes it, for nobody.
+        let acknowledge = IoEventAddress::Mmio(registers(index) + u64::from(VIRTIO_MMIO_INTERRUPT_ACK));
+        let taken = eventfd()?;
+        vm.register_ioevent(&taken, &acknowledge, VIRTIO_MMIO_INT_VRING)
+            .map_err(Error::kvm("wire an interrupt"))?;
     }
     let events = event_loop.events(index as u32);
     let interrupt = Interrupt(interrupt);
