@@ -6,7 +6,7 @@
 mod client;
 
 use std::collections::HashMap;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -126,18 +126,13 @@ pub fn read_beacon(connection: OwnedFd, deadline: Instant) -> Result<(), Error> 
 const STREAM_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A stream that has been asked for.
-pub struct OpeningStream {
-    connecting: hypervisor::Connecting,
-    identifier: u64,
-}
+pub struct OpeningStream(hypervisor::Connecting);
 
 impl OpeningStream {
     /// # Errors
-    /// [`Error::Vm`], [`Error::Stream`]
+    /// [`Error::Vm`]
     pub fn finish(self) -> Result<UnixStream, Error> {
-        let mut stream = UnixStream::from(self.connecting.finish()?);
-        stream.write_all(&self.identifier.to_le_bytes()).map_err(Error::Stream)?;
-        Ok(stream)
+        Ok(UnixStream::from(self.0.finish()?))
     }
 }
 
@@ -154,7 +149,7 @@ impl Agent {
     /// Opens a stream beside the calls: `identifier` is what CreateContainer and others then name it by.
     ///
     /// # Errors
-    /// [`Error::Vm`], [`Error::Stream`]
+    /// [`Error::Vm`]
     pub fn open_stream(&self, identifier: u64) -> Result<UnixStream, Error> {
         self.begin_stream(identifier)?.finish()
     }
@@ -165,8 +160,9 @@ impl Agent {
     /// [`Error::Vm`]
     pub fn begin_stream(&self, identifier: u64) -> Result<OpeningStream, Error> {
         let timeout = self.timeout.max(STREAM_TIMEOUT);
-        let connecting = hypervisor::begin_connect(&self.vsock, STREAM_PORT, timeout)?;
-        Ok(OpeningStream { connecting, identifier })
+        // The agent takes one after another in and waits for each to say its number.
+        let number = identifier.to_le_bytes();
+        Ok(OpeningStream(hypervisor::begin_connect(&self.vsock, STREAM_PORT, timeout, &number)?))
     }
 
     /// The first call: versions, clock, entropy and the share.

@@ -248,7 +248,7 @@ const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 /// # Errors
 /// [`Error::Connect`]
 pub fn connect(socket: &Path, port: u32, timeout: Duration) -> Result<OwnedFd, Error> {
-    begin_connect(socket, port, timeout)?.finish()
+    begin_connect(socket, port, timeout, &[])?.finish()
 }
 
 /// A stream to the guest that has been asked for.
@@ -257,12 +257,12 @@ pub struct Connecting {
     port: u32,
 }
 
-/// Asks for a stream as [`connect`] does, and does not wait for it: several then take the time of one.
+/// Asks for a stream as [`connect`] does, and does not wait for it: several then take the time of one. `first` is what goes through it first.
 ///
 /// # Errors
 /// [`Error::Connect`]
-pub fn begin_connect(socket: &Path, port: u32, timeout: Duration) -> Result<Connecting, Error> {
-    let stream = vsock::Connecting::begin(socket, port, Instant::now() + timeout.min(LONGEST));
+pub fn begin_connect(socket: &Path, port: u32, timeout: Duration, first: &[u8]) -> Result<Connecting, Error> {
+    let stream = vsock::Connecting::begin(socket, port, Instant::now() + timeout.min(LONGEST), first);
     Ok(Connecting { stream: stream.map_err(|source| Error::Connect { port, source })?, port })
 }
 

@@ -25,14 +25,15 @@ pub struct Connecting {
 }
 
 impl Connecting {
-    /// Asks for a stream to the guest's `port` through the muxer that listens on `path`.
+    /// Asks for a stream to the guest's `port` through the muxer that listens on `path`. `first` goes to the guest as soon as it has accepted,
+    /// whenever this process comes to its turn.
     ///
     /// # Errors
     /// What the sockets say.
-    pub fn begin(path: &Path, port: u32, deadline: Instant) -> io::Result<Self> {
+    pub fn begin(path: &Path, port: u32, deadline: Instant, first: &[u8]) -> io::Result<Self> {
         let mut stream = connect_plain(path)?;
         stream.set_write_timeout(Some(left(deadline)?))?;
-        stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
+        stream.write_all(&[format!("CONNECT {port}\n").as_bytes(), first].concat())?;
         Ok(Self { stream, deadline })
     }
 
@@ -143,16 +144,16 @@ mod tests {
         let listener = listen_unix(&path).expect("a socket");
         let server = thread::spawn(move || {
             let (mut stream, _) = listener.accept().expect("a connection");
-            let mut request = [0; 13];
+            let mut request = [0; 18];
             stream.read_exact(&mut request).expect("a request");
-            assert_eq!(&request, b"CONNECT 1024\n");
+            assert_eq!(&request, b"CONNECT 1024\nfirst");
             stream.write_all(reply).expect("a reply");
             if reply.is_empty() {
                 thread::sleep(Duration::from_millis(600))
             }
         });
         let deadline = Instant::now() + Duration::from_millis(300);
-        let result = Connecting::begin(&path, 1024, deadline).and_then(Connecting::finish);
+        let result = Connecting::begin(&path, 1024, deadline, b"first").and_then(Connecting::finish);
         server.join().expect("the server is content");
         result
     }

@@ -19,8 +19,8 @@ use crate::{kmsg, sys};
 const LIMIT: usize = 1024;
 /// How long a connection may take to say its number.
 const INTRODUCTION: Duration = Duration::from_secs(5);
-/// How long a container waits for a stream it is to have.
-const ARRIVAL: Duration = Duration::from_secs(30);
+/// How long a container waits for a stream it is to have: as long as the host waits for the guest to accept it.
+const ARRIVAL: Duration = Duration::from_secs(120);
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {

@@ -485,6 +485,21 @@ fn a_host_that_goes_is_told_after_its_last_bytes() {
     assert_eq!(guest.only().op, op::RST);
 }
 
+/// So the guest need not wait for a host that is slow to see that it was accepted.
+#[test]
+fn bytes_behind_a_greeting_are_the_streams_first() {
+    let mut guest = Guest::new();
+    let mut stream = UnixStream::connect(guest.directory.path().join("vsock")).unwrap();
+    let mut said = format!("CONNECT {PORT}\n").into_bytes();
+    said.extend([b'\n'; 20]);
+    stream.write_all(&said).unwrap();
+    let request = guest.only();
+    assert_eq!((request.op, request.dst_port), (op::REQUEST, PORT));
+    guest.send(Peer::new(&request, 4096).packet(op::RESPONSE), &[]);
+    let packets = guest.wait();
+    assert_eq!((packets[0].0.op, packets[0].1.as_slice()), (op::RW, &[b'\n'; 20][..]));
+}
+
 #[test]
 fn a_refused_or_abandoned_request_ends() {
     let mut guest = Guest::new();
