@@ -511,6 +511,8 @@ impl Agent {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[test]
