@@ -29,6 +29,10 @@ release := target/release
 guest := $(release)/guest
 cache := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rt
 
+# What `rt --version` says that it was built from, where this is a repository.
+commit := $(shell git describe --always --dirty --abbrev=12 2>/dev/null)
+cargo_release := $(if $(commit),RT_COMMIT=$(commit)) cargo build --release --locked
+
 build_packages := gcc libc6-dev libseccomp-dev libcap-ng-dev
 deb_packages := dpkg binutils xz-utils
 dist_packages := binutils zstd
@@ -63,7 +67,7 @@ build: rt guest
 
 rt:
 	$(call need,$(build_packages))
-	cargo build --release --locked --bin rt
+	$(cargo_release) --bin rt
 	@mkdir -p $(release)
 	@tests/integration/place.sh $(cargo_target)/$(triple)/release/rt $(release)/rt
 
@@ -93,6 +97,8 @@ bundle:
 
 lint:
 	$(call need,$(build_packages))
+	@# Each target once: a second recipe would be taken in silence.
+	@! $(MAKE) --no-print-directory -n install 2>&1 >/dev/null | grep warning:
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
@@ -121,7 +127,7 @@ conformance: rt guest
 
 bench: integration
 	$(call need,$(bench_packages))
-	cargo build --release --locked --example boot
+	$(cargo_release) --example boot
 	@tests/integration/place.sh $(cargo_target)/$(triple)/release/examples/boot target/test/boot
 	@tests/integration/all.sh bench
 
@@ -139,11 +145,7 @@ image: dist
 install:
 	packaging/install.sh '$(DESTDIR)' '$(PREFIX)'
 
-unimage: dist
-	$(call need,$(image_packages))
-	deploy/kubernetes/image.sh $(or $(IMAGE),rt:latest)
-
-install:
+uninstall:
 	packaging/install.sh --remove '$(DESTDIR)' '$(PREFIX)'
 
 deb: build

@@ -142,7 +142,7 @@ pub enum AgentLog {
 #[serde(deny_unknown_fields, default)]
 pub struct Snapshot {
     pub enabled: bool,
-    /// So many templates are kept, of about 30 MiB of memory each.
+    /// So many templates are kept, of about 24 MiB of memory each.
     pub keep: u8,
 }
 

@@ -252,7 +252,7 @@ pub const SETTINGS: &[Setting] = &[
         key: "snapshot.keep",
         form: Form::Number(1, 64),
         open: None,
-        text: "So many kinds of machine are kept, those used last; each takes about 30 MiB of memory.",
+        text: "So many kinds of machine are kept, those used last; each takes about 24 MiB of memory.",
     },
     Setting {
         key: "runtime.root",

@@ -203,7 +203,7 @@ const WITHOUT_QEMU: &str = "exec unshare -m sh -c 'mount --make-rprivate / && \
 fn qemu_is_missing() {
     let mut bundle = Bundle::new();
     let call = bundle.call().global(&["--hypervisor", "qemu"]).through(WITHOUT_QEMU);
-    call.end().fails(&["qemu-system-x86_64", "apt-get install"]);
+    call.end().fails(&["qemu-system-x86_64 is not installed", "package qemu-system-x86"]);
     bundle.settings = "[hypervisor]\nqemu = '/no/such/qemu'\n".into();
     bundle.call().global(&["--hypervisor", "qemu"]).end().fails(&["/no/such/qemu"]);
     bundle.settings.clear();
