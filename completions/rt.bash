@@ -214,15 +214,6 @@ _rt() {
             rt__subcmd__help,update)
                 cmd="rt__subcmd__help__subcmd__update"
                 ;;
-            rt__subcmd__help__subcmd__config,import)
-                cmd="rt__subcmd__help__subcmd__config__subcmd__import"
-                ;;
-            rt__subcmd__help__subcmd__config,reference)
-                cmd="rt__subcmd__help__subcmd__config__subcmd__reference"
-                ;;
-            rt__subcmd__help__subcmd__config,show)
-                cmd="rt__subcmd__help__subcmd__config__subcmd__show"
-                ;;
             *)
                 ;;
         esac
@@ -708,50 +699,8 @@ _rt() {
             return 0
             ;;
         rt__subcmd__help__subcmd__config)
-            opts="show import reference"
+            opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        rt__subcmd__help__subcmd__config__subcmd__import)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        rt__subcmd__help__subcmd__config__subcmd__reference)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        rt__subcmd__help__subcmd__config__subcmd__show)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// Flags of runc that both have.
+// Flags of runc that both have. No documentation: clap would take it for the verb's.
 #[derive(Debug, clap::Args)]
 struct Common {
     #[arg(long, value_name = "DIR")]
@@ -30,7 +30,6 @@ struct Common {
     id: String,
 }
 
-/// Not supported: the state of a container in a virtual machine is that of its machine
 #[derive(Debug, clap::Args)]
 pub struct Checkpoint {
     #[command(flatten)]
@@ -51,7 +50,6 @@ pub struct Checkpoint {
     pre_dump: bool,
 }
 
-/// Not supported: the state of a container in a virtual machine is that of its machine
 #[derive(Debug, clap::Args)]
 pub struct Restore {
     #[command(flatten)]

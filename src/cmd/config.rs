@@ -10,7 +10,6 @@ use super::write_out;
 use crate::bundle::Bundle;
 use crate::config::{self, Config, Entry};
 
-/// Show the configuration that is in force, or convert one of Kata Containers
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     #[command(subcommand)]

@@ -9,7 +9,7 @@ use crate::container::{
     self, Console, FIRST_PRESERVED, MONITORS_PRESERVED, MonitorProcess, PreserveRange, Request, Task,
 };
 
-/// Flags of `create` and `run`.
+// Flags of `create` and `run`. No documentation: clap would take it for the verb's.
 #[derive(Debug, clap::Args)]
 pub struct Creation {
     /// The bundle's directory
@@ -35,7 +35,6 @@ pub struct Creation {
     pub preserve_fds: u32,
 }
 
-/// Create a container; its process waits for `rt start`
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     #[command(flatten)]

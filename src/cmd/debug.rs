@@ -6,11 +6,6 @@ use super::Global;
 use crate::config::Config;
 use crate::container::{self, debug};
 
-/// Open a shell in the guest itself, beside its agent
-///
-/// It is root's, in the guest's own namespaces: it sees all containers of the sandbox, the guest's mounts, devices and kernel log. The
-/// guest has no programs: rt lends it the host's static busybox, or what hypervisor.debug_shell names. Needs
-/// hypervisor.debug_console.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// The container's ID

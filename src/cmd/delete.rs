@@ -4,7 +4,6 @@ use super::Global;
 use crate::config::Config;
 use crate::container;
 
-/// Delete a container that has stopped
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// End the container first if it runs; a missing one is no error

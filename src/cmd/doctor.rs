@@ -7,7 +7,6 @@ use clap::ValueEnum;
 use super::write_out;
 use crate::check::{Level, doctor};
 
-/// Show how this node's engines are wired to rt, what is wrong, and the line that mends it; exit code 1 if something is
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Form of the output

@@ -10,7 +10,6 @@ use super::{Global, write_out};
 use crate::config::Config;
 use crate::container::{self, Stats, Status, Store};
 
-/// Show statistics and out-of-memory events of a container
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Time between two statistics

@@ -13,7 +13,6 @@ use crate::container::{
     self, Console, ExecRequest, FIRST_PRESERVED, MONITORS_PRESERVED, MonitorProcess, PreserveRange, Task,
 };
 
-/// Run another process in a container
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Unix socket that receives the upper end of the process's terminal

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 
 use super::write_out;
 
-/// Show what the runtime supports
 #[derive(Debug, clap::Args)]
 pub struct Arguments {}
 

@@ -11,7 +11,6 @@ use crate::config::Config;
 use crate::container::gc::{self, Leftover};
 use crate::log;
 
-/// Remove what crashed sandboxes and older versions left
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Show it only

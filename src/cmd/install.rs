@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use super::write_out;
 use crate::wiring::Engine;
 
-/// Make an engine know this rt as the runtime "rt"; shows the change first
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Show the change only

@@ -9,7 +9,6 @@ use crate::check::environment::{Build, Environment};
 use crate::check::{self, Colours, Host, Live, Voice};
 use crate::config::{Config, Error};
 
-/// Check whether this host can run containers in virtual machines: exit code 0 with hardware virtualisation, 1 without
 #[derive(Debug, clap::Args)]
 pub struct Check {
     /// Form of the output: as Kata Containers logs it, for people, for programs
@@ -26,7 +25,6 @@ pub struct Check {
     no_network_checks: bool,
 }
 
-/// Show what this rt and its host are made of, as Kata Containers does
 #[derive(Debug, clap::Args)]
 pub struct Environ {
     /// As JSON instead of TOML

@@ -8,7 +8,6 @@ use super::Global;
 use crate::config::Config;
 use crate::container;
 
-/// Send a signal to the container's process
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// To all processes of the container

@@ -7,7 +7,6 @@ use clap::ValueEnum;
 use super::{Global, write_out};
 use crate::container::{self, StateView};
 
-/// List containers
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Form of the list

@@ -13,7 +13,6 @@ use crate::container;
 /// Time between two looks with --follow.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// Show the log of a sandbox: its guest's kernel and agent
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Records of this level and worse only

@@ -17,7 +17,6 @@ use crate::container::{self, Status, Store, Usage};
 const MAX_REQUEST: usize = 8 << 10;
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Serve what containers use to Prometheus
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Where to listen; there is no access control: keep it on the host

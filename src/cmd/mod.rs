@@ -118,37 +118,71 @@ enum HypervisorChoice {
     Qemu,
 }
 
+/// Of a verb that is not called, clap makes no more than is here (`defer`): its flags would be a fifth of what `rt state` takes.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Verb {
+    /// Not supported: the state of a container in a virtual machine is that of its machine
     Checkpoint(checkpoint::Checkpoint),
+    /// Show the configuration that is in force, or convert one of Kata Containers
     Config(config::Arguments),
+    /// Create a container; its process waits for `rt start`
     Create(create::Arguments),
+    /// Open a shell in the guest itself, beside its agent
+    ///
+    /// It is root's, in the guest's own namespaces: it sees all containers of the sandbox, the guest's mounts, devices and kernel log. The
+    /// guest has no programs: rt lends it the host's static busybox, or what hypervisor.debug_shell names. Needs
+    /// hypervisor.debug_console.
     Debug(debug::Arguments),
+    /// Delete a container that has stopped
     Delete(delete::Arguments),
+    /// Show how this node's engines are wired to rt, what is wrong, and the line that mends it; exit code 1 if something is
     Doctor(doctor::Arguments),
+    /// Show statistics and out-of-memory events of a container
     Events(events::Arguments),
+    /// Run another process in a container
     Exec(Box<exec::Arguments>),
+    /// Show what the runtime supports
     Features(features::Arguments),
+    /// Remove what crashed sandboxes and older versions left
     Gc(gc::Arguments),
+    /// Make an engine know this rt as the runtime "rt"; shows the change first
     Install(install::Arguments),
+    /// Check whether this host can run containers in virtual machines: exit code 0 with hardware virtualisation, 1 without
     #[command(alias = "check")]
     KataCheck(kata_check::Check),
+    /// Show what this rt and its host are made of, as Kata Containers does
     #[command(alias = "env")]
     KataEnv(kata_check::Environ),
+    /// Send a signal to the container's process
     Kill(kill::Arguments),
+    /// List containers
     List(list::Arguments),
+    /// Show the log of a sandbox: its guest's kernel and agent
     Logs(logs::Arguments),
+    /// Serve what containers use to Prometheus
     Metrics(metrics::Arguments),
+    /// Suspend all processes of a container
     Pause(pause::Arguments),
+    /// Show the processes of a container
     Ps(ps::Arguments),
+    /// Not supported: the state of a container in a virtual machine is that of its machine
     Restore(checkpoint::Restore),
+    /// Resume all processes of a paused container
     Resume(resume::Arguments),
+    /// Create and run a container
     Run(run::Arguments),
+    /// Create a new specification file
     Spec(spec::Arguments),
+    /// Start a created container
     Start(start::Arguments),
+    /// Show the state of a container
     State(state::Arguments),
+    /// Show what containers use, in the guest and on the host
     Stats(stats::Arguments),
+    /// Show the timeline of a container's start
     Trace(trace::Arguments),
+    /// Change the resource limits of a container
     Update(Box<update::Arguments>),
 }
 

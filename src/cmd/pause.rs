@@ -4,7 +4,6 @@ use super::Global;
 use crate::config::Config;
 use crate::container;
 
-/// Suspend all processes of a container
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// The container's ID

@@ -10,7 +10,6 @@ use crate::agent::ProcessInfo;
 use crate::config::Config;
 use crate::container;
 
-/// Show the processes of a container
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Form of the list

@@ -4,7 +4,6 @@ use super::Global;
 use crate::config::Config;
 use crate::container;
 
-/// Resume all processes of a paused container
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// The container's ID

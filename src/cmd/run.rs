@@ -9,7 +9,6 @@ use crate::config::Config;
 use crate::container::{self, Error, MonitorProcess};
 use crate::sandbox::Timeline;
 
-/// Create and run a container
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     #[command(flatten)]

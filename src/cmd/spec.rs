@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 
 const FILE: &str = "config.json";
 
-/// Create a new specification file
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// The bundle's directory

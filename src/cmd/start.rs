@@ -4,7 +4,6 @@ use super::Global;
 use crate::config::Config;
 use crate::container;
 
-/// Start a created container
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// The container's ID

@@ -3,7 +3,6 @@
 use super::{Global, write_out};
 use crate::container::StateView;
 
-/// Show the state of a container
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// The container's ID

@@ -18,7 +18,6 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// To the upper left, and all below gone.
 const CLEAR: &str = "\x1b[H\x1b[J";
 
-/// Show what containers use, in the guest and on the host
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Show it once and end

@@ -7,7 +7,6 @@ use anyhow::Context;
 use super::{Global, write_out};
 use crate::sandbox::{Timeline, TraceForm};
 
-/// Show the timeline of a container's start
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Form of the timeline [default: text on a terminal, else svg]

@@ -11,7 +11,6 @@ use super::Global;
 use crate::config::Config;
 use crate::container;
 
-/// Change the resource limits of a container
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// File with the runtime-spec's resources object, - for standard input; other flags are ignored then

@@ -77,7 +77,10 @@ fn command() -> clap::Command {
             in_form(verb, &name)
         })
     }
-    in_form(Arguments::command(), "rt")
+    let mut command = Arguments::command();
+    // Until then its verbs are names.
+    command.build();
+    in_form(command, "rt")
 }
 
 /// clap's reason in one line, without its label and its hints on usage.
@@ -94,8 +97,7 @@ fn reason(error: &clap::Error) -> String {
 
 /// The help of the verb that was called, else rt's.
 fn help(arguments: &[OsString]) -> String {
-    let mut command = command();
-    command.build();
+    let command = command();
     let called = arguments.iter().skip(1).find_map(|word| command.find_subcommand(word).cloned());
     called.unwrap_or(command).render_help().to_string()
 }
