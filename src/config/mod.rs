@@ -254,6 +254,8 @@ pub enum NetworkModel {
     /// By a TAP device, with traffic control's redirection in both directions.
     #[default]
     TcFilter,
+    /// By a macvtap device on top of it.
+    MacVtap,
     /// Not at all: the virtual machine has a loopback only.
     None,
 }

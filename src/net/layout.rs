@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 use super::netlink::Netlink;
 
-/// Names of rt's own TAP devices start so.
+/// Names of rt's own TAP and macvtap devices start so.
 pub const TAP_PREFIX: &str = "rttap";
 /// The table that routes are in unless they say otherwise, and the one that the kernel fills itself.
 const MAIN_TABLE: u32 = 254;

@@ -1,5 +1,5 @@
 //! The network of a sandbox, as far as the host goes: its network namespace ([`Namespace`]), what is in it ([`scan`]), and how
-//! frames get from an interface there to a TAP device and back ([`tie`], [`untie`]). Also what a guest's kernel is to be asked so
+//! frames get from an interface there to a TAP device and back ([`tie`], [`untie`]), or to a macvtap device ([`Macvtap`]). Also what a guest's kernel is to be asked so
 //! that it looks like the namespace ([`changes`]).
 //!
 //! Knows neither virtual machines nor the agent: the sandbox hands the TAP devices to the one and the requests to the other.
@@ -7,6 +7,7 @@
 
 mod changes;
 mod layout;
+mod macvtap;
 mod namespace;
 mod netlink;
 mod redirect;
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 
 pub use changes::{Change, Indexes, changes};
 pub use layout::{Interface, Layout, scan};
+pub use macvtap::Macvtap;
 pub use namespace::{Namespace, Wanted, make};
 pub use redirect::{check, tie, untie};
 pub use traffic::{Traffic, traffic};

@@ -18,9 +18,9 @@ use netlink_packet_route::tc::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::net::if_::if_nametoindex;
 
-use super::Error;
 use super::layout::{Interface, TAP_PREFIX};
 use super::netlink::{Existing, Netlink};
+use super::{Error, macvtap};
 use crate::sys::tun;
 
 const INGRESS: &str = "ingress";
@@ -29,7 +29,7 @@ const HANDLE: TcHandle = TcHandle { major: 0xffff, minor: 0 };
 /// ETH_P_ALL in network byte order: filters see every protocol.
 const ALL_PROTOCOLS: u32 = 0x0300;
 
-/// Whether an interface can be tied: nobody else has put an ingress qdisc there.
+/// Whether an interface can be tied: nobody else has put an ingress qdisc there, or a macvtap device of rt's on top.
 ///
 /// # Errors
 /// [`Error::Carry`] when somebody has; [`Error::Scan`].
@@ -44,16 +44,20 @@ pub fn check(interface: &Interface) -> Result<(), Error> {
         }
         _ => false,
     });
-    if !taken {
-        return Ok(());
-    }
-    Err(Error::Carry {
-        interface: interface.name.clone(),
-        reason:
+    let carry = |reason: String| Err(Error::Carry { interface: interface.name.clone(), reason });
+    if taken {
+        return carry(
             "it has an ingress qdisc already, so another program or another virtual machine works on it; see \
-                 `tc qdisc show`, and delete the container that has it, or the qdisc"
+             `tc qdisc show`, and delete the container that has it, or the qdisc"
                 .into(),
-    })
+        );
+    }
+    match macvtap::on(&mut netlink, interface.index).map_err(scan)? {
+        None => Ok(()),
+        Some(name) => carry(format!(
+            "it is another virtual machine's by the macvtap device {name}; delete the container that has it, or the device"
+        )),
+    }
 }
 
 /// Makes the TAP device, ties it to the interface, and gives its queues.
@@ -69,7 +73,7 @@ pub fn tie(interface: &Interface, queues: usize) -> Result<Vec<OwnedFd>, Error> 
     let taps = tun::make(&name, queues).map_err(failed("make a TAP device (/dev/net/tun)"))?;
     let tap = if_nametoindex(&name[..]).map_err(|errno| failed("find its TAP device")(errno.into()))?;
     let mut netlink = Netlink::open().map_err(failed("speak to the kernel"))?;
-    bring_up(&mut netlink, tap, interface.mtu).map_err(failed("bring its TAP device up"))?;
+    bring_up(&mut netlink, tap, interface.mtu, LinkFlags::Up).map_err(failed("bring its TAP device up"))?;
     redirect(&mut netlink, tap, interface.index)
         .and_then(|()| redirect(&mut netlink, interface.index, tap))
         .map_err(failed("redirect its frames (kernel modules sch_ingress, cls_u32, act_mirred)"))
@@ -101,8 +105,8 @@ fn tap_name(index: u32) -> String {
     format!("{TAP_PREFIX}{index}")
 }
 
-/// Also without addresses of its own: what the namespace's stack would send on it would reach the guest.
-fn bring_up(netlink: &mut Netlink, tap: u32, mtu: u32) -> io::Result<()> {
+/// With these flags, and without addresses of its own: what the namespace's stack would send on it would reach the guest.
+pub fn bring_up(netlink: &mut Netlink, tap: u32, mtu: u32, flags: LinkFlags) -> io::Result<()> {
     let mut link = LinkMessage::default();
     link.header.index = tap;
     link.attributes =
@@ -111,8 +115,8 @@ fn bring_up(netlink: &mut Netlink, tap: u32, mtu: u32) -> io::Result<()> {
         )])])];
     // Refused where the kernel has no IPv6, and then there is nothing to keep silent.
     let _ = netlink.request(RouteNetlinkMessage::SetLink(link.clone()), Existing::Change);
-    link.header.flags = LinkFlags::Up;
-    link.header.change_mask = LinkFlags::Up;
+    link.header.flags = flags;
+    link.header.change_mask = flags;
     link.attributes = vec![LinkAttribute::Mtu(mtu)];
     netlink.request(RouteNetlinkMessage::SetLink(link), Existing::Change)
 }

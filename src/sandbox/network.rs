@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::agent::{self, Agent, NetworkDevice};
 use crate::config::{self, NetworkModel};
 use crate::hypervisor::{self, GuestDevice, MAX_QUEUE_PAIRS, NETWORK_SLOTS, Nic, VmRecord};
-use crate::net::{self, Interface, Layout, Namespace, Traffic};
+use crate::net::{self, Interface, Layout, Macvtap, Namespace, Traffic};
 
 /// Requests in one message to the agent: a route takes some hundred bytes, a message at most 4 MiB.
 const BATCH: usize = 4096;
@@ -71,10 +71,23 @@ struct Link {
     index: u32,
     name: String,
     slot: usize,
+    /// By which it is tied, if not by a TAP device.
+    #[serde(default)]
+    macvtap: Option<Macvtap>,
     /// Once it is plugged.
     device: Option<GuestDevice>,
     /// Its interface in the guest, once that is known.
     guest_index: Option<u32>,
+}
+
+impl Link {
+    /// Takes away what ties it, from within its namespace.
+    fn untie(&self) -> Result<(), net::Error> {
+        match &self.macvtap {
+            Some(macvtap) => macvtap.remove(),
+            None => net::untie(self.index, &self.name),
+        }
+    }
 }
 
 /// Writes the record.
@@ -144,16 +157,15 @@ impl Network {
         Ok(())
     }
 
-    /// Takes away what remains in the namespace when the VM is gone. The TAP devices went with it.
+    /// Takes away what remains in the namespace when the VM is gone. TAP devices went with it.
     ///
     /// # Errors
     /// [`Error::Net`]
     pub fn remove(&self, namespace: &Namespace) -> Result<(), Error> {
-        let links = self.links.iter().map(|link| (link.index, link.name.clone())).collect::<Vec<_>>();
-        if links.is_empty() {
+        if self.links.is_empty() {
             return Ok(());
         }
-        Ok(namespace.within(move || links.iter().try_for_each(|(index, name)| net::untie(*index, name)))?)
+        Ok(namespace.within(|| self.links.iter().try_for_each(Link::untie))?)
     }
 
     /// What has gone through its interfaces; nothing where there are none.
@@ -179,10 +191,15 @@ impl Network {
         let is_taken = |slot: &usize| self.links.iter().any(|link| link.slot == *slot);
         let slot = (0..NETWORK_SLOTS).find(|slot| !is_taken(slot));
         let slot = slot.ok_or_else(|| Error::Full(interface.name.clone()))?;
+        let macvtap = match self.model {
+            NetworkModel::MacVtap => Some(Macvtap::new(interface)?),
+            NetworkModel::TcFilter | NetworkModel::None => None,
+        };
         let (index, name) = (interface.index, interface.name.clone());
-        self.links.push(Link { index, name: name.clone(), slot, device: None, guest_index: None });
+        let link = Link { index, name, slot, macvtap, device: None, guest_index: None };
+        self.links.push(link.clone());
         write(self)?;
-        match self.plug_into(namespace, interface, slot, vm) {
+        match self.plug_into(namespace, interface, &link, vm) {
             Ok(device) => {
                 if let Some(link) = self.links.last_mut() {
                     link.device = Some(device);
@@ -191,8 +208,8 @@ impl Network {
             }
             Err(error) => {
                 self.links.pop();
-                // Whatever was tied: its TAP device is closed by now.
-                if let Err(left) = namespace.within(|| net::untie(index, &name)) {
+                // Whatever was tied: its queues are closed by now.
+                if let Err(left) = namespace.within(|| link.untie()) {
                     tracing::warn!("{left}");
                 }
                 write(self)?;
@@ -205,11 +222,15 @@ impl Network {
         &self,
         namespace: &Namespace,
         interface: &Interface,
-        slot: usize,
+        link: &Link,
         vm: &VmRecord,
     ) -> Result<GuestDevice, Error> {
-        let taps = namespace.within(|| net::tie(interface, self.queue_pairs))?;
+        let taps = namespace.within(|| match &link.macvtap {
+            Some(macvtap) => macvtap.make(interface, self.queue_pairs),
+            None => net::tie(interface, self.queue_pairs),
+        })?;
         let vhost = if self.vhost { net::open_vhost(self.queue_pairs) } else { Vec::new() };
+        let slot = link.slot;
         Ok(hypervisor::plug(vm, Nic { slot, mac: interface.mac, taps, vhost, offloads: self.offloads })?)
     }
 

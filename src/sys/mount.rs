@@ -43,9 +43,21 @@ fn done(result: libc::c_long) -> io::Result<()> {
 /// # Errors
 /// What fsopen(2), fsconfig(2) or fsmount(2) say.
 pub fn tmpfs(options: &[(&CStr, &CStr)], attributes: Attributes) -> io::Result<OwnedFd> {
-    // SAFETY: a constant string and a number.
+    make(c"tmpfs", options, attributes)
+}
+
+/// The sysfs of the calling thread's network namespace, mounted nowhere, read-only.
+///
+/// # Errors
+/// What fsopen(2), fsconfig(2) or fsmount(2) say.
+pub fn sysfs() -> io::Result<OwnedFd> {
+    make(c"sysfs", &[], READONLY | NOSUID | NODEV | NOEXEC)
+}
+
+fn make(kind: &CStr, options: &[(&CStr, &CStr)], attributes: Attributes) -> io::Result<OwnedFd> {
+    // SAFETY: a string that outlives the call, and a number.
     let context =
-        descriptor(unsafe { libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), libc::FSOPEN_CLOEXEC) })?;
+        descriptor(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), libc::FSOPEN_CLOEXEC) })?;
     let configure = |command: libc::c_uint, key: *const libc::c_char, value: *const libc::c_char| {
         // SAFETY: key and value are null or strings of the caller's that outlive the call.
         done(unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), command, key, value, 0) })

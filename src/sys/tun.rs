@@ -1,4 +1,5 @@
-//! TAP devices (Documentation/networking/tuntap.rst): Ethernet frames as a program reads and writes them.
+//! TAP devices (Documentation/networking/tuntap.rst): Ethernet frames as a program reads and writes them. The queues of macvtap
+//! devices, which lie on another interface, take the same requests.
 
 use std::fs::File;
 use std::io;
@@ -13,8 +14,18 @@ pub const VNET_HEADER: usize = 12;
 /// # Errors
 /// What open(2) of /dev/net/tun and ioctl(2) say: EBUSY when the name is taken.
 pub fn make(name: &str, queues: usize) -> io::Result<Vec<OwnedFd>> {
+    let open = || File::options().read(true).write(true).open("/dev/net/tun");
+    (0..queues).map(|_| set_up(open()?, name, queues > 1)).collect()
+}
+
+/// Makes a queue of what was opened: of the TAP device of that name, or, whatever the name, of the macvtap device whose node it is;
+/// `several` if it is not to be the only one. As [`make`] has them.
+///
+/// # Errors
+/// What ioctl(2) says.
+pub fn set_up(queue: File, name: &str, several: bool) -> io::Result<OwnedFd> {
     let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    if queues > 1 {
+    if several {
         flags |= libc::IFF_MULTI_QUEUE;
     }
     // SAFETY: plain data, for which zeros are valid.
@@ -26,17 +37,12 @@ pub fn make(name: &str, queues: usize) -> io::Result<Vec<OwnedFd>> {
         *place = byte as libc::c_char;
     }
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
-    (0..queues)
-        .map(|_| {
-            let queue = File::options().read(true).write(true).open("/dev/net/tun")?;
-            // SAFETY: the kernel reads and writes one ifreq, which outlives the call.
-            result(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETIFF as _, &mut request) })?;
-            let size = VNET_HEADER as libc::c_int;
-            // SAFETY: the kernel reads one int.
-            result(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETVNETHDRSZ as _, &size) })?;
-            Ok(queue.into())
-        })
-        .collect()
+    // SAFETY: the kernel reads and writes one ifreq, which outlives the call.
+    result(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETIFF as _, &mut request) })?;
+    let size = VNET_HEADER as libc::c_int;
+    // SAFETY: the kernel reads one int.
+    result(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETVNETHDRSZ as _, &size) })?;
+    Ok(queue.into())
 }
 
 /// What the reader of a TAP device's frames can finish itself: checksums, and segments of TCP.
