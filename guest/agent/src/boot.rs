@@ -5,6 +5,7 @@
 //! small files go there. Nothing here reads a file of the host.
 
 use std::fs::{self, File};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
@@ -157,6 +158,9 @@ pub fn rest(beacon: &mut Beacon) -> Result<(), Error> {
         kmsg::warning!("cannot bring the loopback interface up: {error}");
     }
     set_limits();
+    if let Err(error) = hold_the_program() {
+        kmsg::warning!("cannot hold the agent's program in one place: {error}");
+    }
     // The agent outlives its containers when memory runs out; runners set it back for theirs.
     if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
         kmsg::warning!("cannot protect the agent when memory runs out: {error}");
@@ -178,6 +182,29 @@ fn mount_at(source: &str, target: &str, kind: &str, flags: MsFlags, options: &st
         other => other,
     }
     .map_err(step("mount", target))
+}
+
+/// Keeps the agent's code and constants where they are in the machine's memory: there, machines that start from one template share
+/// them. The kernel moves what it compacts, but what is locked only where it is allowed to.
+fn hold_the_program() -> std::io::Result<()> {
+    match fs::write("/proc/sys/vm/compact_unevictable_allowed", "0") {
+        // It does not compact.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        other => other?,
+    }
+    for mapping in fs::read_to_string("/proc/self/maps")?.lines().filter_map(constant_mapping) {
+        sys::lock(mapping)?;
+    }
+    Ok(())
+}
+
+/// The addresses of a mapping of a file that nobody writes to (proc_pid_maps(5)): `START-END PERMISSIONS OFFSET DEVICE INODE PATH`.
+fn constant_mapping(line: &str) -> Option<Range<usize>> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let is_constant = fields.next()?.starts_with("r-") && fields.nth(3)?.starts_with('/');
+    let number = |text| usize::from_str_radix(text, 16).ok();
+    is_constant.then_some(number(start)?..number(end)?)
 }
 
 /// The kernel's initial root refuses pivot_root(2): a bind mount of it, moved on top, is as good and does not.
@@ -256,6 +283,20 @@ fn set_limits() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn constant_mappings_are_those_of_files_that_are_only_read() {
+        let mapping = |permissions: &str, file: &str| {
+            constant_mapping(&format!("7f0000001000-7f0000003000 {permissions} 00001000 00:02 5 {file}"))
+        };
+        for constant in ["r--p", "r-xp"] {
+            assert_eq!(mapping(constant, "  /init"), Some(0x7f00_0000_1000..0x7f00_0000_3000));
+        }
+        assert_eq!(mapping("rw-p", "/init"), None);
+        assert_eq!(mapping("r--p", "[vvar]"), None);
+        assert_eq!(mapping("r--p", ""), None);
+        assert_eq!(constant_mapping("x"), None);
+    }
 
     #[test]
     fn modules_are_listed_with_or_without_ending() {

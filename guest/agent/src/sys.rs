@@ -97,6 +97,12 @@ pub fn loopback_up() -> nix::Result<()> {
     Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) }).map(drop)
 }
 
+/// Reads mapped memory in and keeps it there.
+pub fn lock(mapping: std::ops::Range<usize>) -> nix::Result<()> {
+    // SAFETY: the kernel looks at its own tables only, and refuses what is not mapped.
+    Errno::result(unsafe { libc::mlock(mapping.start as *const libc::c_void, mapping.len()) }).map(drop)
+}
+
 /// Bytes that wait in a pipe.
 pub fn bytes_waiting(pipe: BorrowedFd<'_>) -> nix::Result<usize> {
     let mut count: libc::c_int = 0;

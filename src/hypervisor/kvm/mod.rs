@@ -30,6 +30,7 @@ mod memory;
 mod pause;
 mod plug;
 mod probe;
+mod program;
 mod registers;
 mod snapshot;
 mod template;

@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use super::machine::Machine;
 use super::pause::Pause;
 use super::registers::Registers;
-use super::{Error, image, memmap, memory, one_line};
+use super::{Error, image, memmap, memory, one_line, program};
 use crate::devices::{Memory, mmio};
 use crate::sys::clock;
 
@@ -44,8 +44,10 @@ const MAX_STATE: u64 = 4 << 20;
 const PAGE: usize = 4096;
 /// What Linux fills pages with that it needed for its start only, as it frees them (POISON_FREE_INITMEM): the initramfs above all.
 const FREED: u8 = 0xcc;
-/// So many dedicated ranges at most: each splits memory as the file server sees it, which takes eight parts, two of them above the gap.
-const MAX_DEDICATED: usize = 5;
+/// So many dedicated ranges at most: each splits memory as the file server sees it, which takes 32 parts, two of them above the gap.
+const MAX_DEDICATED: usize = 16;
+/// So many bytes at least: a range costs every start some system calls.
+const MIN_DEDICATED: u64 = 64 << 10;
 /// So many empty pages are a hole; fewer are copied with their neighbours, since each piece costs system calls at every start.
 const HOLE: usize = 16;
 
@@ -129,18 +131,13 @@ pub fn load(template: &File, memory: &File, mapping: &Memory, dedicated: &[Range
     dedicated.iter().try_for_each(|range| memory::lay_over(mapping, range, template))
 }
 
-/// The guest memory that has one purpose from the start to the end, in which no buffer can lie: the kernel's code, its page structures.
-/// The largest parts of it, ascending, as `lay_over` takes them.
-fn dedicated(kernel: &File, memory: &Memory, boot: &Registers) -> io::Result<Vec<Range<u64>>> {
-    let mut ranges = image::code(kernel)?;
-    if let Some(tables) = boot.page_tables() {
-        ranges.extend(memmap::ranges(memory, tables));
-    }
-    ranges.retain(|range| range.end <= memory::GAP);
+/// Of the ranges those that are worth while, ascending, as `lay_over` takes them.
+fn largest(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.retain(|range| range.end <= memory::GAP && range.end - range.start >= MIN_DEDICATED);
     ranges.sort_by_key(|range| Reverse(range.end - range.start));
     ranges.truncate(MAX_DEDICATED);
     ranges.sort_by_key(|range| range.start);
-    Ok(ranges)
+    ranges
 }
 
 /// `range` without `others`, which are ascending.
@@ -219,8 +216,9 @@ pub struct Recorder {
     pub memory: Memory,
     /// In which it lies.
     pub file: Arc<File>,
-    /// The file that was loaded.
+    /// The files that were loaded.
     pub kernel: File,
+    pub initramfs: File,
     pub cpuid: CpuId,
     pub machine: Arc<Machine>,
     /// So many devices belong to every machine of the kind.
@@ -249,8 +247,8 @@ impl Recorder {
         self.pause.during(&self.vcpus, |registers| {
             let devices = self.machine.frozen();
             let states = devices[..self.devices].iter().map(|device| device.state().clone()).collect();
-            let dedicated = dedicated(&self.kernel, &self.memory, &registers[0])
-                .map_err(Error::host("read the kernel once more"))?;
+            let dedicated =
+                self.dedicated(&registers[0]).map_err(Error::host("find what machines can share"))?;
             let state = State::take(&self.vm, &self.cpuid, registers, states, dedicated)?;
             let failed = || Error::host("write a template");
             let memory_bytes = self.file.metadata().map_err(failed())?.len();
@@ -258,6 +256,18 @@ impl Recorder {
             let state = postcard::to_stdvec(&state).map_err(|error| failed()(io::Error::other(error)))?;
             self.template.write_all_at(&state, memory_bytes).map_err(failed())
         })
+    }
+
+    /// The guest memory that has one purpose from the start to the end, in which no buffer can lie: the kernel's code, its page structures,
+    /// the agent's code.
+    fn dedicated(&self, boot: &Registers) -> io::Result<Vec<Range<u64>>> {
+        let mut ranges = image::code(&self.kernel)?;
+        if let Some(tables) = boot.page_tables() {
+            ranges.extend(memmap::ranges(&self.memory, tables));
+        }
+        let low = self.file.metadata()?.len().min(memory::GAP);
+        ranges.extend(program::ranges(&self.file, &data(&self.file, low)?, &self.initramfs)?);
+        Ok(largest(ranges))
     }
 
     /// The agent greets before it has done everything: what it still has to do would be every start's.

@@ -36,7 +36,7 @@ use crate::devices::vsock_virtio::VsockVirtio;
 use crate::devices::{self, EventLoop, Interrupt, Memory, VirtioDevice, Watch};
 use crate::hypervisor::{BLOCK_SLOTS, NETWORK_SLOTS, VmSpec};
 use crate::jail::{self, Jail, Limits};
-use crate::sys::{clock, fd};
+use crate::sys::{self, clock, fd};
 
 /// Descriptors are for vsock's connections; of threads vhost-net has one for each pair of queues. No file is made that could grow but guest memory, which has its size.
 const LIMITS: Limits = Limits { open_files: 4096, threads: 128, file_size: None };
@@ -95,6 +95,8 @@ impl TemplateFds {
 pub fn run() -> Result<End, Error> {
     let mut timeline = Timeline::default();
     timeline.mark("vmm.exec");
+    // What making a template takes would otherwise stay.
+    sys::memory::stay_small();
     let Inherited { mut order, kvm, kernel, initramfs, share, vsock, uplink, control } = Inherited::take()?;
     let Order { spec, template } = read_order(&mut order)?;
     let (start, make) = match template {
@@ -206,6 +208,7 @@ pub fn run() -> Result<End, Error> {
                 memory: memory.clone(),
                 file,
                 kernel,
+                initramfs,
                 cpuid: supported,
                 machine: Arc::clone(&machine),
                 devices: first_slot,
