@@ -17,11 +17,6 @@ export RT_BIN=$PWD/target/release/rt
 failed_stages=()
 # Tests that failed and passed when they ran once more, alone.
 unsteady=()
-# What `make test` runs in the KVM machine. The other files take too long for every change (fault), have one test that one processor is too
-# little for (exec: a hundred at once), or pass there and were not added yet; `all.sh kvm` runs all.
-in_kvm=(backend:: bad_input:: cgroup:: concurrency:: config:: console_socket:: create:: delete:: dist:: events:: exit_code:: features::
-  file_system:: hooks:: id:: isolation:: kata_check:: kill:: limits:: list:: log:: logs::
-  mounts:: network:: pod:: snapshot::)
 as_root=(); [ "$(id -u)" = 0 ] || as_root=(sudo -E)
 
 # stage NAME COMMAND...: its output goes to a log, too.
@@ -161,7 +156,7 @@ case ${1:-} in
   '')
     stage lint make lint
     stage unit make unit-test
-    stage build make integration && { here; kvm "${in_kvm[@]}"; }
+    stage build make integration && { here; kvm; }
     ;;
   integration) stage build make integration && { here; kvm; } ;;
   here | kvm) place=$1; shift; stage build make integration && "$place" "$@" ;;

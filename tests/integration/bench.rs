@@ -296,7 +296,7 @@ fn first_entry(table: &mut Table) {
     }
     let output = Command::new(boot)
         .args([guest_file("tuned", "vmlinux"), guest_file("tuned", "initramfs.cpio")])
-        .args(["-n", "20", "-t", "5"])
+        .args(["-n", "20", "-t", "2"])
         .stdin(Stdio::null())
         .output()
         .unwrap();

@@ -1,7 +1,7 @@
-//! SIGKILL for each process of rt at twenty points of a container's life: afterwards `rt delete --force` leaves nothing.
+//! SIGKILL for each process of rt at many points of a container's life: afterwards `rt delete --force` leaves nothing.
 //!
 //! The product knows nothing of this: the kill comes at a fraction of the time that the verb takes when nobody
-//! disturbs it, five fractions for each of create, start, exec and delete. A victim that is not there yet is waited for;
+//! disturbs it, [`points`] fractions for each of create, start, exec and delete. A victim that is not there yet is waited for;
 //! one that has ended already is a miss, of which there may be a few.
 
 use std::collections::HashMap;
@@ -13,13 +13,17 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::shell::{Bundle, Ended, Processes, patience};
+use crate::shell::{Bundle, Ended, Place, Processes, patience, place};
 
 const VERBS: [&str; 4] = ["create", "start", "exec", "delete"];
-/// Points in each verb.
-const POINTS: u32 = 5;
-/// A test in which fewer kills found their victim has shown nothing.
-const HITS: u32 = 12;
+/// Points in each verb: twenty in all, where a machine does not take ten seconds for each; `RT_TEST_FAULT_POINTS` has as many looked at there.
+fn points() -> u32 {
+    let usual = match place() {
+        Place::Emulation => 5,
+        Place::Kvm => 2,
+    };
+    std::env::var("RT_TEST_FAULT_POINTS").map_or(usual, |text| text.parse().expect("a number"))
+}
 
 /// Whom to kill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,35 +109,37 @@ fn life(victim: Victim, at: &str, after: Duration) -> bool {
 }
 
 fn kills(victim: Victim) {
-    let durations = durations();
+    let (durations, points) = (durations(), points());
     let mut hits = 0;
     for at in VERBS {
-        for point in 0..POINTS {
-            let after = durations[at] * point / POINTS;
+        for point in 0..points {
+            let after = durations[at] * point / points;
             let hit = life(victim, at, after);
             println!("{victim:?} {after:?} into {at}: {}", if hit { "killed" } else { "was gone" });
             hits += u32::from(hit);
         }
     }
-    assert!(hits >= HITS, "only {hits} kills found their victim");
+    // Fewer have shown nothing.
+    let lives = points * VERBS.len() as u32;
+    assert!(hits * 5 >= lives * 3, "only {hits} kills of {lives} found their victim");
 }
 
 #[test]
-fn the_vmm_is_killed_at_twenty_points() {
+fn the_vmm_is_killed_at_many_points() {
     kills(Victim::Helper("vmm"));
 }
 
 #[test]
-fn the_file_server_is_killed_at_twenty_points() {
+fn the_file_server_is_killed_at_many_points() {
     kills(Victim::Helper("fsd"));
 }
 
 #[test]
-fn the_monitor_is_killed_at_twenty_points() {
+fn the_monitor_is_killed_at_many_points() {
     kills(Victim::Helper("monitor"));
 }
 
 #[test]
-fn rt_is_killed_at_twenty_points() {
+fn rt_is_killed_at_many_points() {
     kills(Victim::Rt);
 }

@@ -37,7 +37,7 @@ done
 
 # What the machine needs and Debian's kernel has as modules, in load order. Names may be built in with a later kernel.
 modules="irqbypass ccp kvm kvm-amd overlay tun tap vhost_iotlb vhost vhost_net vsock vmw_vsock_virtio_transport_common
-  vhost_vsock netfs 9pnet 9pnet_virtio 9p llc stp bridge veth loop dummy macvlan ipvlan sch_ingress cls_u32 act_mirred
+  vhost_vsock netfs 9pnet 9pnet_virtio 9p llc stp bridge veth loop dummy macvlan macvtap ipvlan sch_ingress cls_u32 act_mirred
   crc32c_generic libcrc32c nfnetlink nf_defrag_ipv4 nf_defrag_ipv6 nf_conntrack nf_nat nf_tables nft_chain_nat x_tables nft_compat xt_MASQUERADE
   xt_comment xt_nat"
 

@@ -181,13 +181,15 @@ for moment in 0.3 1 2; do
 done
 
 # The same in the middle of other calls: what was asked has happened or has not, and the container can be had away.
-# during CALL…: of ctr, for a container q that runs.
+# [terminal=-t] [delay=SECONDS] during CALL…: of ctr, for a container q that runs.
 during() {
-  ctr run -d --runtime $runtime --rootfs "$root" q sleep 1000 >/dev/null || return
+  ctr run -d ${terminal-} --runtime $runtime --rootfs "$root" q sleep 1000 >/dev/null || return
   [ "$2" != resume ] || ctr task pause q || return
-  ctr "$@" >/dev/null 2>&1 &
+  # A client on a terminal tells its size at once; one without has no input, which it tells at once.
+  if [ -n "${terminal-}" ]; then script -qec "$ctr_ $*" /dev/null >/dev/null 2>&1 </dev/null &
+  else ctr "$@" >/dev/null 2>&1 </dev/null & fi
   local client=$!
-  sleep 0.05
+  sleep "${delay:-0.05}"
   end_containerd KILL; wait $client
   start_containerd || return
   ctr task resume q 2>/dev/null
@@ -199,6 +201,11 @@ during() {
 }
 for call in 'exec --exec-id x q sleep 1' 'pause q' 'resume q' 'ps q' 'attach q' 'kill -s SIGKILL q' 'metrics q' 'delete -f q'; do
   check_here shim::containerd_dies_in_${call%% *} during task $call
+done
+delay=0.2 check_here shim::containerd_dies_in_close_io during task attach q
+terminal=-t delay=0.2 check_here shim::containerd_dies_in_resize during task attach q
+for moment in 0.3 0.6 1; do
+  delay=$moment check_here shim::containerd_dies_in_shutdown_after_$moment during task delete -f q
 done
 
 # Its client is gone, and with it who reads.

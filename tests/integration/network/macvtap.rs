@@ -19,6 +19,7 @@ fn with(mut bundle: Bundle, settings: &str) -> Bundle {
 fn it_carries_everything_with_vhost_net_and_without() {
     let pair = Pair::new("mtu 1400");
     let mac = pair.pod.run("cat /sys/class/net/eth0/address");
+    let _peer = traffic::serve_in(&pair.peer);
     for vhost in [true, false] {
         let settings = format!("vhost = {vhost}\n[hypervisor]\nvcpus = 2\n");
         let bundle = with(serving_bundle(&pair), &settings);
@@ -27,7 +28,6 @@ fn it_carries_everything_with_vhost_net_and_without() {
         let look = "cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu; ls /sys/class/net/eth0/queues";
         shows(&bundle.rt(&["exec", &bundle.id, "/bin/sh", "-c", look]), &[&mac, "1400", "rx-1", "tx-1"]);
         assert!(pair.pod.ip("-d link show").contains("macvtap mode passthru"), "by something else");
-        let peer = traffic::serve_in(&pair.peer);
         pair.peer.within(|| {
             for (guest, own) in [("10.9.0.2", "10.9.0.1"), ("fd09::2", "fd09::1")] {
                 let client = Client::new(guest);
@@ -39,7 +39,6 @@ fn it_carries_everything_with_vhost_net_and_without() {
                 client.asks_to_call(own);
             }
         });
-        drop(peer);
         with(pair.bundle(), "").sh("true").fails(&[
             "eth0",
             "another virtual machine's",

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::leftovers::{self, MARK, Processes};
-use super::running::{forget, spawn};
+use super::running::{ended, forget, spawn};
 use super::{Bundle, Ended, patience, rt_binary};
 
 /// How long one verb may take before it counts as hung.
@@ -54,16 +54,10 @@ impl Bundle {
         let shown = format!("rt {}", words.join(" "));
         let mut child = spawn(&mut command).unwrap_or_else(|error| panic!("{shown}: {error}"));
         let deadline = Instant::now() + limit;
-        let status = loop {
-            match child.try_wait().unwrap() {
-                Some(status) => break status,
-                None if Instant::now() > deadline => {
-                    let seen = Processes::of(&self.id).to_string();
-                    let _ = child.kill();
-                    panic!("{shown} did not end; there are {seen}");
-                }
-                None => std::thread::sleep(Duration::from_millis(1)),
-            }
+        let Some(status) = ended(&mut child, deadline) else {
+            let seen = Processes::of(&self.id).to_string();
+            let _ = child.kill();
+            panic!("{shown} did not end; there are {seen}");
         };
         forget(child.id() as i32);
         let [stdout, stderr] = outputs.each_ref().map(|path| fs::read(path).unwrap());

@@ -7,11 +7,12 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
@@ -269,6 +270,22 @@ pub(super) fn spawn(command: &mut Command) -> io::Result<Child> {
     Ok(child)
 }
 
+/// Waits for a child's end; `None` when it has not come by then. Asleep: a hundred at once leave one processor to those they wait for.
+pub fn ended(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
+    let pidfd = rt::sys::pidfd::open(child.id() as i32).expect("a child that nobody else waits for");
+    loop {
+        if let Some(status) = child.try_wait().expect("a child of ours") {
+            return Some(status);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return None;
+        }
+        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let _ = poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], left);
+    }
+}
+
 /// A process that [`spawn`] started has been waited for.
 pub(super) fn forget(pid: i32) {
     own().as_mut().unwrap().remove(&pid);
@@ -405,16 +422,10 @@ impl Running {
     pub fn end(mut self) -> Ended {
         drop(self.stdin.take());
         let deadline = Instant::now() + self.limit;
-        let status = loop {
-            match self.child.try_wait().unwrap() {
-                Some(status) => break status,
-                None if Instant::now() > deadline => {
-                    let seen = Processes::of(&self.key).to_string();
-                    self.kill_all();
-                    panic!("rt did not end within {:?}; there are {seen}\n{}", self.limit, self.report(None));
-                }
-                None => thread::sleep(Duration::from_millis(2)),
-            }
+        let Some(status) = ended(&mut self.child, deadline) else {
+            let seen = Processes::of(&self.key).to_string();
+            self.kill_all();
+            panic!("rt did not end within {:?}; there are {seen}\n{}", self.limit, self.report(None));
         };
         own().as_mut().unwrap().remove(&self.pid());
         let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
