@@ -234,6 +234,13 @@ fn interface(link: &LinkMessage, here: &[u32]) -> Result<Option<Interface>, Erro
         )));
     }
     let mac = mac.ok_or_else(|| refuse("it has no Ethernet address".into()))?;
+    if mac == [0; 6] {
+        return Err(refuse(
+            "its Ethernet address is zeros, which no virtual machine's can be: a netkit device in layer 3 mode has that; make it with \
+             `mode l2`"
+                .into(),
+        ));
+    }
     let arp = !flags.contains(LinkFlags::Noarp);
     Ok(Some(Interface { index: link.header.index, name, mac, mtu, arp, ipv6, addresses: Vec::new() }))
 }
@@ -441,6 +448,10 @@ mod tests {
         tunnel.header.link_layer_type = LinkLayerType::None;
         let error = interface(&tunnel, &[]).expect_err("refused").to_string();
         assert!(error.contains("wg0") && error.contains("no Ethernet"), "{error}");
+        let mut netkit = link(3, "nk0", LinkFlags::Up, vec![]);
+        netkit.attributes[1] = LinkAttribute::Address(vec![0; 6]);
+        let error = interface(&netkit, &[]).expect_err("refused").to_string();
+        assert!(error.contains("nk0") && error.contains("mode l2"), "{error}");
     }
 
     #[test]

@@ -1,5 +1,15 @@
 //! Interfaces that appear, change and go while the virtual machine is there.
 
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoNetkit, LinkAttribute, LinkInfo, LinkMessage, NetkitMode,
+};
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_ROUTE;
+
 use crate::shell::{Bundle, skipped};
 
 use super::netns::{Netns, Pair, in_namespace};
@@ -123,4 +133,47 @@ fn other_kinds_of_interface_work() {
         shows(&in_namespace(&pod.path()).sh(&format!("ip addr show dev {name}")), &["10.9.0.3/24"]);
         pod.ip(&format!("link set {name} down"));
     }
+}
+
+/// A netkit pair of this mode (Linux 6.7), eth0 here and nk0 beside it; false where the host's kernel has none. ip(8) of Debian 12 knows no mode.
+fn has_netkit(netns: &Netns, mode: NetkitMode) -> bool {
+    let kind =
+        [LinkInfo::Kind(InfoKind::Netkit), LinkInfo::Data(InfoData::Netkit(vec![InfoNetkit::Mode(mode)]))];
+    let mut link = LinkMessage::default();
+    link.attributes = vec![LinkAttribute::IfName("eth0".into()), LinkAttribute::LinkInfo(kind.into())];
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+    let mut request = NetlinkMessage::new(header, NetlinkPayload::from(RouteNetlinkMessage::NewLink(link)));
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+    let answer = netns.within(|| {
+        let socket = Socket::new(NETLINK_ROUTE).expect("a socket");
+        socket.send(&bytes, 0).expect("sent");
+        socket.recv_from_full().expect("answered").0
+    });
+    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).expect("an answer");
+    matches!(answer.payload, NetlinkPayload::Error(error) if error.code.is_none())
+}
+
+#[test]
+fn netkit_works_where_it_carries_frames() {
+    const NAME: &str = "netkit_works_where_it_carries_frames";
+    let (pod, peer) = (Netns::new("pod"), Netns::new("peer"));
+    if !has_netkit(&pod, NetkitMode::L2) {
+        return skipped(NAME, "the host's kernel has no netkit");
+    }
+    pod.ip(&format!("link set nk0 netns {} name eth0", peer.name));
+    for (end, last) in [(&peer, 1), (&pod, 2)] {
+        end.ip(&format!("addr add 10.9.0.{last}/24 dev eth0"));
+        end.ip("link set eth0 up");
+    }
+    let mut bundle = in_namespace(&pod.path());
+    bundle.capabilities(&["CAP_NET_RAW"]);
+    shows(&bundle.sh("ping -c 2 -i 0.2 -W 5 10.9.0.1"), &[" 0% packet loss"]);
+    let third = Netns::new("layer3");
+    assert!(has_netkit(&third, NetkitMode::L3));
+    third.ip(&format!("link set nk0 netns {}", peer.name));
+    third.ip("link set eth0 up");
+    in_namespace(&third.path()).sh("true").fails(&["eth0", "layer 3", "mode l2"]);
 }
