@@ -54,10 +54,12 @@ fn verb(bundle: &Bundle, verb: &str) -> Ended {
     bundle.rt_through(script, args)
 }
 
-/// How long each verb takes here and now. The first machine of a kind boots where those after it start from its template: it counts for nothing.
+/// How long each verb takes here and now, at the least: later the kill would come too late. The first machine of a kind boots where those
+/// after it start from its template: it counts for nothing.
 fn durations() -> HashMap<&'static str, Duration> {
     undisturbed();
-    undisturbed()
+    let (one, other) = (undisturbed(), undisturbed());
+    one.into_iter().map(|(verb, took)| (verb, took.min(other[verb]))).collect()
 }
 
 fn undisturbed() -> HashMap<&'static str, Duration> {
@@ -119,9 +121,9 @@ fn kills(victim: Victim) {
             hits += u32::from(hit);
         }
     }
-    // Fewer have shown nothing.
+    // Fewer have shown nothing; `start` alone takes so little that the rt that it is may be gone at all points but the first.
     let lives = points * VERBS.len() as u32;
-    assert!(hits * 5 >= lives * 3, "only {hits} kills of {lives} found their victim");
+    assert!(hits * 2 >= lives, "only {hits} kills of {lives} found their victim");
 }
 
 #[test]

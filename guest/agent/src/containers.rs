@@ -124,6 +124,11 @@ impl Container {
         Ok(process)
     }
 
+    /// True when nobody is going to ask how a process that was executed in it has ended: there is none, or the container ended long ago.
+    pub fn is_forgotten(&self) -> bool {
+        self.execs().is_empty() || self.process.is_forgotten(MEMORY)
+    }
+
     /// Forgets an executed process.
     pub fn forget(&self, exec_id: &str) {
         self.execs().remove(exec_id);

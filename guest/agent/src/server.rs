@@ -38,6 +38,8 @@ use crate::{cgroup, kmsg, spec, stdio, sys};
 
 /// How long a killed process may take to be gone.
 const GONE: Duration = Duration::from_secs(10);
+/// Containers that are remembered for those who ask for a process of theirs.
+const MAX_REMOVED: usize = 64;
 
 /// What all calls and threads share.
 pub struct Shared {
@@ -48,6 +50,8 @@ pub struct Shared {
     link: OwnedFd,
     pub streams: Arc<Registry>,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
+    /// Removed ones of which processes were not asked for, the last at the end.
+    removed: Mutex<Vec<Arc<Container>>>,
     /// The processes whose creation or end PID 1 has yet to report, by their number.
     pending: Mutex<BTreeMap<u64, Arc<Process>>>,
     sequence: AtomicU64,
@@ -65,6 +69,7 @@ pub fn serve(listeners: Listeners, link: OwnedFd, started_ns: u64) -> String {
         link,
         streams: Arc::default(),
         containers: Mutex::default(),
+        removed: Mutex::default(),
         pending: Mutex::default(),
         sequence: AtomicU64::new(1),
     });
@@ -154,12 +159,23 @@ impl Shared {
     /// # Errors
     /// There is none.
     pub fn process(&self, id: &str, exec_id: &str) -> Result<(Arc<Container>, Arc<Process>), ttrpc::Error> {
-        let container = self.container(id)?;
+        let container = match self.container(id) {
+            Err(error) => self.removed(id, exec_id).ok_or(error)?,
+            Ok(container) => container,
+        };
         let process = container.find(exec_id).ok_or_else(|| {
             let message = format!("process {exec_id} of container {id} does not exist");
             get_rpc_status(Code::NOT_FOUND, message)
         })?;
         Ok((container, process))
+    }
+
+    /// A container that was removed before it was asked how this process in it ended: whoever executed one may come later than whoever saw the
+    /// container end by it.
+    fn removed(&self, id: &str, exec_id: &str) -> Option<Arc<Container>> {
+        let removed = lock(&self.removed);
+        let mut alike = removed.iter().filter(|container| container.id == id && !exec_id.is_empty());
+        alike.find(|container| container.find(exec_id).is_some()).cloned()
     }
 
     /// # Errors
@@ -418,7 +434,12 @@ impl Shared {
             }
         }
         *lock(&container.notify) = None;
-        lock(&self.containers).remove(id);
+        let container = lock(&self.containers).remove(id);
+        let mut removed = lock(&self.removed);
+        removed.extend(container);
+        removed.retain(|container| !container.is_forgotten());
+        let excess = removed.len().saturating_sub(MAX_REMOVED);
+        removed.drain(..excess);
         Ok(())
     }
 }
