@@ -74,7 +74,7 @@ pub fn first() -> Result<Parameters, Error> {
 pub fn open_listeners() -> Result<Listeners, Error> {
     Ok(Listeners {
         agent: listen_on(rt_proto::AGENT_PORT, SockFlag::SOCK_NONBLOCK)?,
-        streams: listen_on(rt_proto::STREAM_PORT, SockFlag::empty())?,
+        streams: listen_on(rt_proto::STREAM_PORT, SockFlag::SOCK_NONBLOCK)?,
     })
 }
 

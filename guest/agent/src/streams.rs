@@ -4,22 +4,19 @@
 //! stream. Connections may come before or after the call that names them; both sides wait a bounded time.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{setsockopt, sockopt};
-use nix::sys::time::TimeVal;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, recv};
 
 use crate::{kmsg, sys};
 
 /// Most streams that may wait at once.
 const LIMIT: usize = 1024;
-/// How long a connection may take to say its number.
-const INTRODUCTION: Duration = Duration::from_secs(5);
-/// How long a container waits for a stream it is to have: as long as the host waits for the guest to accept it.
+/// How long a connection may take to say its number, and a container waits for a stream it is to have: as long as the host waits for the
+/// guest to accept it.
 const ARRIVAL: Duration = Duration::from_secs(120);
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -83,43 +80,85 @@ impl Registry {
     }
 }
 
-/// Accepts streams for ever. Returns only when accepting is no longer possible, with the reason.
-pub fn accept_all(listener: &OwnedFd, registry: &Arc<Registry>) -> nix::Error {
+/// Accepts streams for ever. Returns only when accepting is no longer possible, with the reason. `listener` does not block.
+pub fn accept_all(listener: &OwnedFd, registry: &Registry) -> nix::Error {
+    let mut newcomers: Vec<Newcomer> = Vec::new();
     loop {
-        match sys::accept(listener.as_fd()) {
-            Ok(stream) => {
-                if let Err(reason) = introduce(stream, registry) {
-                    kmsg::warning!("a stream is refused: {reason}");
-                }
-            }
-            Err(nix::Error::EINTR | nix::Error::ECONNABORTED) => {}
+        match wait(listener, &newcomers) {
+            Ok(()) | Err(nix::Error::EINTR) => {}
             Err(error) => return error,
+        }
+        newcomers = newcomers.into_iter().filter_map(|newcomer| newcomer.listen(registry)).collect();
+        // Those beyond wait at the listener.
+        while newcomers.len() < LIMIT {
+            match sys::accept(listener.as_fd()) {
+                Ok(stream) => newcomers.extend(Newcomer::new(stream).listen(registry)),
+                Err(nix::Error::EAGAIN) => break,
+                Err(nix::Error::EINTR | nix::Error::ECONNABORTED) => {}
+                Err(error) => return error,
+            }
         }
     }
 }
 
-fn introduce(stream: OwnedFd, registry: &Registry) -> Result<(), String> {
-    // Too long an introduction must not keep the next streams waiting for ever.
-    let limit = |duration: Duration| {
-        let time = TimeVal::new(duration.as_secs() as i64, 0);
-        setsockopt(&stream, sockopt::ReceiveTimeout, &time).map_err(|error| error.to_string())
-    };
-    limit(INTRODUCTION)?;
-    let mut number = [0; 8];
-    let mut reader = File::from(stream.try_clone().map_err(|error| error.to_string())?);
-    reader.read_exact(&mut number).map_err(|error| format!("it does not say its number: {error}"))?;
-    limit(Duration::ZERO)?;
-    match u64::from_le_bytes(number) {
-        0 => Err("its number is 0".to_owned()),
-        number => registry.add(number, stream).map_err(|error| error.to_string()),
+/// Until somebody connects, a newcomer speaks, or the time of the one who came first is up.
+fn wait(listener: &OwnedFd, newcomers: &[Newcomer]) -> nix::Result<()> {
+    let limit = newcomers.first().map(|first| first.deadline.saturating_duration_since(Instant::now()));
+    let limit =
+        limit.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+    let sockets = newcomers.iter().map(|newcomer| newcomer.stream.as_fd());
+    let mut all: Vec<_> = sockets.map(|socket| PollFd::new(socket, PollFlags::POLLIN)).collect();
+    if newcomers.len() < LIMIT {
+        all.push(PollFd::new(listener.as_fd(), PollFlags::POLLIN));
+    }
+    poll(&mut all, limit).map(drop)
+}
+
+/// A connection that has not said its number. One that is slow keeps nobody waiting: where the host is busy, seconds pass between its
+/// arrival and what it says.
+struct Newcomer {
+    stream: OwnedFd,
+    deadline: Instant,
+    said: Vec<u8>,
+}
+
+impl Newcomer {
+    fn new(stream: OwnedFd) -> Self {
+        Self { stream, deadline: Instant::now() + ARRIVAL, said: Vec::new() }
+    }
+
+    /// Takes up what it says; gives it back while that is not all.
+    fn listen(mut self, registry: &Registry) -> Option<Self> {
+        let mut bytes = [0; 8];
+        let left = bytes.len() - self.said.len();
+        let refused = match recv(self.stream.as_raw_fd(), &mut bytes[..left], MsgFlags::MSG_DONTWAIT) {
+            Ok(0) => "it does not say its number".to_owned(),
+            Ok(count) => {
+                self.said.extend(&bytes[..count]);
+                let Ok(number) = <[u8; 8]>::try_from(&self.said[..]) else { return Some(self) };
+                let added = match u64::from_le_bytes(number) {
+                    0 => Err("its number is 0".to_owned()),
+                    number => registry.add(number, self.stream).map_err(|error| error.to_string()),
+                };
+                added.err()?
+            }
+            Err(nix::Error::EAGAIN | nix::Error::EINTR) if Instant::now() < self.deadline => {
+                return Some(self);
+            }
+            Err(error) => format!("it does not say its number: {error}"),
+        };
+        kmsg::warning!("a stream is refused: {refused}");
+        None
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
     use std::io::Write;
-    use std::os::unix::net::UnixStream;
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::sync::Arc;
 
     fn stream() -> OwnedFd {
         File::open("/dev/null").expect("/dev/null").into()
@@ -152,8 +191,11 @@ mod tests {
             move || registry.take(9).map(drop)
         });
         let (ours, theirs) = UnixStream::pair().expect("a pair");
-        (&ours).write_all(&9u64.to_le_bytes()).expect("written");
-        introduce(theirs.into(), &registry).expect("introduced");
+        let number = 9u64.to_le_bytes();
+        (&ours).write_all(&number[..3]).expect("written");
+        let newcomer = Newcomer::new(theirs.into()).listen(&registry).expect("it has more to say");
+        (&ours).write_all(&number[3..]).expect("written");
+        assert!(newcomer.listen(&registry).is_none(), "it has said all");
         assert_eq!(taker.join().expect("no panic"), Ok(()));
     }
 
@@ -162,9 +204,32 @@ mod tests {
         let registry = Registry::default();
         let (ours, theirs) = UnixStream::pair().expect("a pair");
         (&ours).write_all(&[0; 8]).expect("written");
-        assert!(introduce(theirs.into(), &registry).is_err());
+        assert!(Newcomer::new(theirs.into()).listen(&registry).is_none());
         let (ours, theirs) = UnixStream::pair().expect("a pair");
         drop(ours);
-        assert!(introduce(theirs.into(), &registry).is_err());
+        assert!(Newcomer::new(theirs.into()).listen(&registry).is_none());
+        let (_ours, theirs) = UnixStream::pair().expect("a pair");
+        let late = Newcomer { deadline: Instant::now(), ..Newcomer::new(theirs.into()) };
+        assert!(late.listen(&registry).is_none());
+        assert!(registry.lock().is_empty());
+    }
+
+    /// The first says its number last.
+    #[test]
+    fn a_slow_one_keeps_nobody_waiting() {
+        let directory = std::env::temp_dir().join(format!("rt-streams-{}", std::process::id()));
+        let listener = UnixListener::bind(&directory).expect("a listener");
+        listener.set_nonblocking(true).expect("it does not block");
+        let registry = Arc::new(Registry::default());
+        let accepting = registry.clone();
+        let listener = OwnedFd::from(listener);
+        std::thread::spawn(move || accept_all(&listener, &accepting));
+        let mut slow = UnixStream::connect(&directory).expect("connected");
+        let mut quick = UnixStream::connect(&directory).expect("connected");
+        std::fs::remove_file(&directory).expect("removed");
+        quick.write_all(&2u64.to_le_bytes()).expect("written");
+        assert!(registry.take(2).is_ok());
+        slow.write_all(&1u64.to_le_bytes()).expect("written");
+        assert!(registry.take(1).is_ok());
     }
 }
