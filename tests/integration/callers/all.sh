@@ -8,7 +8,7 @@ for caller in "${@:-conmon podman containerd shim cri docker node elsewhere inst
   for name in $caller; do
     for try in '' ', once more'; do
       echo "== $name$try"
-      output=$("./$name.sh" 2>&1 | tee /dev/stderr)
+      output=$("./$name.sh" 2>&1 | tee -a /dev/stderr)
       p= f=
       read -r p f < <(sed -nE 's/.*test result: .* ([0-9]+) passed; ([0-9]+) failed.*/\1 \2/p' <<<"$output")
       # A script without a closing line did not get to its end.

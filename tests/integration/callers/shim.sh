@@ -183,11 +183,11 @@ done
 # The same in the middle of other calls: what was asked has happened or has not, and the container can be had away.
 # [terminal=-t] [delay=SECONDS] during CALL…: of ctr, for a container q that runs.
 during() {
-  ctr run -d ${terminal-} --runtime $runtime --rootfs "$root" q sleep 1000 >/dev/null || return
-  [ "$2" != resume ] || ctr task pause q || return
   # A client on a terminal tells its size at once; one without has no input, which it tells at once.
-  if [ -n "${terminal-}" ]; then script -qec "$ctr_ $*" /dev/null >/dev/null 2>&1 </dev/null &
-  else ctr "$@" >/dev/null 2>&1 </dev/null & fi
+  client() { if [ -n "${terminal-}" ]; then script -qec "$*" /dev/null; else "$@"; fi </dev/null; }
+  client $ctr_ run -d ${terminal-} --runtime $runtime --rootfs "$root" q sleep 1000 || return
+  [ "$2" != resume ] || ctr task pause q || return
+  client $ctr_ "$@" >/dev/null 2>&1 &
   local client=$!
   sleep "${delay:-0.05}"
   end_containerd KILL; wait $client
