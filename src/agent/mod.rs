@@ -76,6 +76,8 @@ pub struct StreamNames {
     pub preserved: Vec<PreservedDescriptor>,
     /// What it runs, beside the agent; only of an executed process.
     pub program: u64,
+    /// Its end kills the process, and with a container's own all of the container's.
+    pub lifeline: u64,
 }
 
 /// How a process ended.
@@ -196,15 +198,13 @@ impl Agent {
     ///
     /// # Errors
     /// [`Error`]
-    /// `spec` is the guest's config.json; `size` is that of the terminal, rows and columns; `lifeline` names a stream whose end
-    /// kills the container, 0 is none.
+    /// `spec` is the guest's config.json; `size` is that of the terminal, rows and columns.
     pub fn create_container(
         &self,
         id: &str,
         spec: Vec<u8>,
         streams: StreamNames,
         size: Option<(u16, u16)>,
-        lifeline: u64,
     ) -> Result<(), Error> {
         let (rows, columns) = size.unwrap_or_default();
         let request = CreateContainerRequest {
@@ -218,7 +218,7 @@ impl Agent {
             terminal_columns: columns.into(),
             notify: streams.notify,
             preserved: streams.preserved,
-            lifeline,
+            lifeline: streams.lifeline,
             ..Default::default()
         };
         self.tell("CreateContainer", &request)
@@ -262,6 +262,7 @@ impl Agent {
             cgroup: cgroup.into(),
             preserved: streams.preserved,
             program: streams.program,
+            lifeline: streams.lifeline,
             ..Default::default()
         };
         self.tell(if request.program != 0 { "DebugProcess" } else { "ExecProcess" }, &request)

@@ -9,10 +9,12 @@ mod role;
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxResources, LinuxSeccompAction, LinuxSyscall, Spec};
+use oci_spec::runtime::{LinuxResources, LinuxSeccompAction, LinuxSyscall, Process, Spec};
 
 pub use guest_spec::{GuestNamespaces, GuestPaths, guest_spec, is_bind};
 pub use role::{Error as RoleError, Role};
+
+use crate::sys::text::printable;
 
 /// A validated bundle.
 #[derive(Debug, Clone)]
@@ -168,10 +170,27 @@ fn validate(path: &Path, spec: &Spec) -> Result<(), Error> {
             return Err(field(&format!("mounts[{index}].source"), "is missing for a bind mount"));
         }
     }
+    if let Some((name, problem)) = process_problem(process) {
+        return Err(field(&format!("process.{name}"), &problem));
+    }
     if let Some(problem) = notification(spec) {
         return Err(field("linux.seccomp", problem));
     }
     Ok(())
+}
+
+/// A field of a process, in config.json or executed later, that none can have, and what is wrong with it. Wording is runc's.
+pub fn process_problem(process: &Process) -> Option<(&'static str, String)> {
+    let user = process.user();
+    let ids = [user.uid(), user.gid()].into_iter().chain(user.additional_gids().iter().flatten().copied());
+    // The kernel takes the largest number as "leave it as it is", which is root's.
+    if let Some(id) = ids.into_iter().find(|&id| i32::try_from(id).is_err()) {
+        return Some(("user", format!("has {id}: uids and gids must be in range 0-{}", i32::MAX)));
+    }
+    let is_pair = |variable: &&String| variable.split_once('=').is_some_and(|(name, _)| !name.is_empty());
+    let odd = process.env().iter().flatten().find(|variable| !is_pair(variable))?;
+    let what = if odd.contains('=') { "name cannot be empty" } else { "missing '='" };
+    Some(("env", format!("has {:?}: invalid environment variable: {what}", printable(odd, 64))))
 }
 
 /// Why a seccomp profile that asks a process of the host cannot be had. Wording that callers search for is runc's.

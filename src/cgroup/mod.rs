@@ -221,7 +221,7 @@ fn move_to(group: &Path) -> io::Result<()> {
     fs::write(group.join("cgroup.procs"), std::process::id().to_string())
 }
 
-/// Removes groups, once what was in them has ended. Ones that are gone are no error; ones that other processes use, those of
+/// Removes groups with those below them, once what was in them has ended. Ones that are gone are no error; ones that other processes use, those of
 /// another container with the same path, stay.
 ///
 /// # Errors
@@ -239,6 +239,7 @@ pub fn remove(paths: &[PathBuf]) -> Result<(), Error> {
 
 fn remove_by(path: &Path, deadline: Instant) -> io::Result<()> {
     loop {
+        remove_below(path);
         match fs::remove_dir(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
@@ -249,6 +250,16 @@ fn remove_by(path: &Path, deadline: Instant) -> io::Result<()> {
                 return Ok(());
             }
             other => return other,
+        }
+    }
+}
+
+/// Those that somebody has made below a group and left empty; one that is in use keeps its parent, which says so.
+fn remove_below(path: &Path) {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_below(&entry.path());
+            let _ = fs::remove_dir(entry.path());
         }
     }
 }

@@ -50,13 +50,9 @@ impl Creation {
     /// # Errors
     /// A flag asks for what a virtual machine cannot give.
     pub fn request(&self, global: &Global, id: &str) -> anyhow::Result<Request> {
-        if let Some(count) = listen_fds(|name| std::env::var(name).ok(), std::process::id()) {
-            anyhow::bail!(
-                "cannot pass the {count} listening sockets of LISTEN_FDS into the container: a descriptor of the host \
-                 means nothing in a virtual machine; call without LISTEN_FDS, and let the container listen itself"
-            );
-        }
-        let preserve = PreserveRange { first: FIRST_PRESERVED, count: self.preserve_fds };
+        let listen_fds = listen_fds(|name| std::env::var(name).ok(), std::process::id());
+        let count = self.preserve_fds.saturating_add(listen_fds);
+        let preserve = PreserveRange { first: FIRST_PRESERVED, count };
         preserve.check()?;
         let notify_socket = std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty());
         Ok(Request {
@@ -68,6 +64,7 @@ impl Creation {
             console_socket: self.console_socket.as_deref().map(std::path::absolute).transpose()?,
             notify_socket: notify_socket.map(PathBuf::from),
             preserve,
+            listen_fds,
             start: false,
             keep: true,
             trace: None,
@@ -112,11 +109,11 @@ impl Creation {
     }
 }
 
-/// How many sockets systemd passed to this process, sd_listen_fds(3); `None` without any.
-fn listen_fds(variable: impl Fn(&str) -> Option<String>, pid: u32) -> Option<u32> {
-    let count = variable("LISTEN_FDS")?.parse().ok().filter(|count| *count > 0);
+/// How many descriptors systemd passed to this process, sd_listen_fds(3).
+fn listen_fds(variable: impl Fn(&str) -> Option<String>, pid: u32) -> u32 {
     let is_ours = variable("LISTEN_PID").is_none_or(|listener| listener == pid.to_string());
-    count.filter(|_| is_ours)
+    let count = variable("LISTEN_FDS").filter(|_| is_ours).and_then(|count| count.parse().ok());
+    count.unwrap_or(0)
 }
 
 impl Arguments {
@@ -140,11 +137,11 @@ mod tests {
             };
             listen_fds(variable, 7)
         };
-        assert_eq!(count("2", Some("7")), Some(2));
-        assert_eq!(count("2", None), Some(2));
-        assert_eq!(count("2", Some("8")), None);
-        assert_eq!(count("0", None), None);
-        assert_eq!(count("many", None), None);
-        assert_eq!(listen_fds(|_| None, 7), None);
+        assert_eq!(count("2", Some("7")), 2);
+        assert_eq!(count("2", None), 2);
+        assert_eq!(count("2", Some("8")), 0);
+        assert_eq!(count("0", None), 0);
+        assert_eq!(count("many", None), 0);
+        assert_eq!(listen_fds(|_| None, 7), 0);
     }
 }

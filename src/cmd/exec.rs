@@ -1,9 +1,10 @@
 //! `rt exec`: runs another process in a running container.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use oci_spec::runtime::{Capability, LinuxCapabilities, Process, User};
+use oci_spec::runtime::{Capability, LinuxCapabilities, Process};
 use serde_json::{Value, json};
 
 use super::usage::is_kata;
@@ -23,7 +24,7 @@ pub struct Arguments {
     pidfd_socket: Option<PathBuf>,
     /// Working directory in the container
     #[arg(long, value_name = "DIR")]
-    cwd: Option<PathBuf>,
+    cwd: Option<OsString>,
     /// Set an environment variable, NAME=VALUE; may be given again
     #[arg(short, long, value_name = "NAME=VALUE")]
     env: Vec<String>,
@@ -32,7 +33,7 @@ pub struct Arguments {
     tty: bool,
     /// UID or UID:GID
     #[arg(short, long, value_name = "UID[:GID]", value_parser = parse_user)]
-    user: Option<(u32, u32)>,
+    user: Option<(u32, Option<u32>)>,
     /// Another group; may be given again
     #[arg(short = 'g', long, value_name = "GID")]
     additional_gids: Vec<u32>,
@@ -128,14 +129,14 @@ impl Arguments {
         process.set_args(Some(self.command.clone()));
         process.set_terminal(Some(self.tty));
         process.set_console_size(None);
-        if let Some(cwd) = &self.cwd {
-            process.set_cwd(cwd.clone());
+        if let Some(cwd) = self.cwd.as_ref().filter(|cwd| !cwd.is_empty()) {
+            process.set_cwd(cwd.into());
         }
         process.env_mut().get_or_insert_default().extend(self.env.iter().cloned());
         if let Some((uid, gid)) = self.user {
-            let mut user = User::default();
-            user.set_uid(uid).set_gid(gid);
-            process.set_user(user);
+            // The container's groups stay, as with runc.
+            let gid = gid.unwrap_or(process.user().gid());
+            process.user_mut().set_uid(uid).set_gid(gid);
         }
         if !self.additional_gids.is_empty() {
             let mut gids = process.user().additional_gids().clone().unwrap_or_default();
@@ -184,10 +185,12 @@ fn no_capabilities() -> LinuxCapabilities {
     none
 }
 
-fn parse_user(text: &str) -> Result<(u32, u32), String> {
-    let (uid, gid) = text.split_once(':').unwrap_or((text, "0"));
+fn parse_user(text: &str) -> Result<(u32, Option<u32>), String> {
     let number = |part: &str| part.parse().map_err(|_| format!("{part:?} is no number; give UID or UID:GID"));
-    Ok((number(uid)?, number(gid)?))
+    Ok(match text.split_once(':') {
+        Some((uid, gid)) => (number(uid)?, Some(number(gid)?)),
+        None => (number(text)?, None),
+    })
 }
 
 fn parse_capability(text: &str) -> Result<Capability, String> {
@@ -211,8 +214,8 @@ mod tests {
 
     #[test]
     fn users_are_numbers() {
-        assert_eq!(parse_user("5"), Ok((5, 0)));
-        assert_eq!(parse_user("5:6"), Ok((5, 6)));
+        assert_eq!(parse_user("5"), Ok((5, None)));
+        assert_eq!(parse_user("5:6"), Ok((5, Some(6))));
         assert!(parse_user("root").is_err() && parse_user("1:").is_err());
     }
 

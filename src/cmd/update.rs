@@ -128,20 +128,39 @@ fn given<const N: usize>(fields: [(&str, Value); N]) -> Value {
     if object.is_empty() { Value::Null } else { Value::Object(object) }
 }
 
-/// Bytes with docker's suffixes: b, k, m, g, t, each also with a b behind, powers of 1024.
+/// Bytes as docker and runc read them: a number, perhaps with a fraction, and behind it, after a space or none, b, k, m, g, t or
+/// p, the latter five also with b, i or ib behind, powers of 1024 all the same. -1 is no limit.
 fn parse_bytes(text: &str) -> Result<i64, String> {
+    if text == "-1" {
+        return Ok(-1);
+    }
+    let form = || format!("{text:?} is no size; give bytes, or a number with k, m, g, t or p");
     let lower = text.to_ascii_lowercase();
     let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match &lower[digits.len()..] {
         "" | "b" => 0,
-        "k" | "kb" => 10,
-        "m" | "mb" => 20,
-        "g" | "gb" => 30,
-        "t" | "tb" => 40,
-        _ => return Err(format!("{text:?} is no size; give bytes, or a number with k, m, g or t")),
+        unit => {
+            let unit = unit.strip_suffix('b').unwrap_or(unit);
+            let unit = unit.strip_suffix('i').unwrap_or(unit);
+            let power = "kmgtp".find(unit).filter(|_| unit.len() == 1).ok_or_else(form)?;
+            10 * (power + 1)
+        }
     };
-    let number: i64 = digits.parse().map_err(|_| format!("{text:?} is no size"))?;
-    number.checked_mul(1 << shift).ok_or_else(|| format!("{text:?} is too large"))
+    let digits = digits.strip_suffix(' ').unwrap_or(digits);
+    if digits.is_empty()
+        || digits.starts_with('.')
+        || !digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
+    {
+        return Err(form());
+    }
+    let too_large = || format!("{text:?} is too large");
+    match digits.parse::<i64>() {
+        Ok(number) => number.checked_mul(1 << shift).ok_or_else(too_large),
+        Err(_) => {
+            let bytes = digits.parse::<f64>().map_err(|_| form())? * (1_u64 << shift) as f64;
+            if bytes < i64::MAX as f64 { Ok(bytes as i64) } else { Err(too_large()) }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -153,6 +172,25 @@ mod tests {
         assert_eq!(parse_bytes("64m"), Ok(64 << 20));
         assert_eq!(parse_bytes("1GB"), Ok(1 << 30));
         assert_eq!(parse_bytes("-1"), Ok(-1));
-        assert!(parse_bytes("x").is_err() && parse_bytes("1q").is_err() && parse_bytes("9999999t").is_err());
+        for same in ["64MiB", "64Mi", "64 m", "64MB", "65536k"] {
+            assert_eq!(parse_bytes(same), Ok(64 << 20), "{same}");
+        }
+        assert_eq!(parse_bytes("1.5g"), Ok(3 << 29));
+        for bad in [
+            "",
+            "x",
+            "1q",
+            "1mm",
+            "1bb",
+            "1ibi",
+            ".5g",
+            "1e3",
+            "-2",
+            "9999999t",
+            "1  m",
+            "99999999999999999999",
+        ] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! In the foreground this process pumps its streams and forwards signals, as for a container; detached, a monitor of its own
 //! does.
 
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use super::signals::Signals;
 use super::stdio::{Pumps, Stdio, Streams};
 use super::{Error, KILLED, debug, lifecycle, preserve, system, wait};
 use crate::agent::{self, Agent};
+use crate::bundle::process_problem;
 use crate::cgroup;
 use crate::config::Config;
 use crate::sys::random;
@@ -46,6 +48,8 @@ pub struct Exec {
     id: String,
     exec_id: String,
     pumps: Pumps,
+    /// The process ends with this one, whatever ends it.
+    _lifeline: UnixStream,
 }
 
 impl Exec {
@@ -66,6 +70,9 @@ impl Exec {
             Status::Paused if !request.ignore_paused => return Err(Error::ExecPaused),
             _ => {}
         }
+        if let Some((name, problem)) = process_problem(&request.process) {
+            return Err(Error::Process { name, problem });
+        }
         let vm = record.vm.as_ref().ok_or(Error::ExecStopped)?;
         if request.detached {
             cgroup::join(&record.cgroups)?;
@@ -79,7 +86,11 @@ impl Exec {
         let terminal = request.process.terminal().unwrap_or(false);
         let size = request.process.console_size();
         let (console, ends) = streams.open(terminal, request.console_socket.as_deref(), size)?;
+        let lifeline = random::non_zero().map_err(system("make a stream's name"))?;
+        let opening = agent.begin_stream(lifeline)?;
         let (stdio, mut names) = Stdio::open(&agent, terminal, ends)?;
+        names.lifeline = lifeline;
+        let lifeline = opening.finish()?;
         let moving = preserve::open(request.preserve.take()?, &agent, &mut names)?;
         if let Some(program) = &request.program {
             names.program = debug::lend(program, &agent)?;
@@ -94,7 +105,7 @@ impl Exec {
         }
         let mut pumps = stdio.start().map_err(system("start the standard streams"))?;
         moving.start(&mut pumps).map_err(system("start the preserved descriptors' streams"))?;
-        Ok(Self { agent, id: request.id.clone(), exec_id, pumps })
+        Ok(Self { agent, id: request.id.clone(), exec_id, pumps, _lifeline: lifeline })
     }
 
     /// The agent of the container's machine, and the name by which it knows the process.

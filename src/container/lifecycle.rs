@@ -67,11 +67,7 @@ pub fn start(store: &Store, config: &Config, id: &str) -> Result<(), Error> {
     record.status = Status::Running;
     state.write(&record)?;
     drop(state);
-    let view = StateView::for_hook(&record, Status::Running);
-    if let Err(error) = hooks::run(Moment::Poststart, &record.hooks, &view) {
-        // As the runtime-spec has it: logged, and the container goes on.
-        tracing::warn!("{error}");
-    }
+    hooks::run_all(Moment::Poststart, &record, Status::Running);
     Ok(())
 }
 
@@ -139,13 +135,10 @@ pub fn delete(store: &Store, config: &Config, id: &str, force: bool) -> Result<(
         other => other?,
     };
     let record = state.read().unwrap_or(record);
-    let view = StateView::for_hook(&record, Status::Stopped);
     network::remove(&record)?;
     crate::cgroup::remove(&record.cgroups)?;
     state.remove()?;
-    if let Err(error) = hooks::run(Moment::Poststop, &record.hooks, &view) {
-        tracing::warn!("{error}");
-    }
+    hooks::run_all(Moment::Poststop, &record, Status::Stopped);
     Ok(())
 }
 

@@ -129,6 +129,8 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    #[error("cannot execute: process.{name} {problem}")]
+    Process { name: &'static str, problem: String },
     /// What a monitor in a process of its own reported; complete.
     #[error("{0}")]
     Monitor(String),
@@ -183,6 +185,8 @@ pub struct Request {
     pub notify_socket: Option<PathBuf>,
     /// The process's descriptors beyond the standard ones.
     pub preserve: preserve::Range,
+    /// So many of them, the first, came by sd_listen_fds(3) and go on so.
+    pub listen_fds: u32,
     /// The container is started as soon as it has been created.
     pub start: bool,
     /// The container's state stays when it has ended, until it is deleted.

@@ -19,7 +19,6 @@ use super::preserve::{self, Preserved};
 use super::record::{self, Record, Status, Store};
 use super::resolver::Resolver;
 use super::signals::{Signals, Watch};
-use super::state::StateView;
 use super::stdio::{Pumps, Stdio, Streams};
 use super::{Error, KILLED, Request, pod, system, validate, wait};
 use crate::agent::{self, Agent, OomWatch};
@@ -176,11 +175,7 @@ impl Monitor {
         self.agent()?.start_container(&self.request.id, hooks::has_start_hooks(&self.record.hooks))?;
         self.timeline.mark("container.started");
         self.record = self.store.change(&self.request.id, |record| record.status = Status::Running)?;
-        let state = StateView::for_hook(&self.record, Status::Running);
-        if let Err(error) = hooks::run(Moment::Poststart, &self.record.hooks, &state) {
-            // As the runtime-spec has it: logged, and the container goes on.
-            tracing::warn!("{error}");
-        }
+        hooks::run_all(Moment::Poststart, &self.record, Status::Running);
         Ok(())
     }
 
@@ -289,11 +284,7 @@ impl Monitor {
         // The record last: as long as it is there, what it names can be removed.
         cgroup::remove(&self.record.cgroups)?;
         state.remove()?;
-        let state = StateView::for_hook(&self.record, Status::Stopped);
-        if let Err(error) = hooks::run(Moment::Poststop, &self.record.hooks, &state) {
-            // As the runtime-spec has it: the container is gone already.
-            tracing::warn!("{error}");
-        }
+        hooks::run_all(Moment::Poststop, &self.record, Status::Stopped);
         Ok(())
     }
 
@@ -423,9 +414,8 @@ impl Monitor {
 
     /// Those that run before the container is created; where a guest boots, it does so meanwhile.
     fn run_hooks(&self) -> Result<(), Error> {
-        let state = StateView::for_hook(&self.record, Status::Creating);
-        hooks::run(Moment::Prestart, &self.record.hooks, &state)?;
-        Ok(hooks::run(Moment::CreateRuntime, &self.record.hooks, &state)?)
+        hooks::run(Moment::Prestart, &self.record)?;
+        Ok(hooks::run(Moment::CreateRuntime, &self.record)?)
     }
 
     fn make(
@@ -439,12 +429,12 @@ impl Monitor {
         let terminal = self.bundle.terminal();
         let (console, ends) = streams.open(terminal, self.request.console_socket.as_deref(), size)?;
         let place = self.place.as_ref().ok_or(Error::NotRunning)?;
-        let lifeline = match place {
-            Place::Own(_) => 0,
-            Place::Joined(joined) => joined.lifeline,
-        };
         let (stdio, mut names) = Stdio::open(place.agent(), terminal, ends)?;
+        if let Place::Joined(joined) = place {
+            names.lifeline = joined.lifeline;
+        }
         let moving = preserve::open(preserved, place.agent(), &mut names)?;
+        preserve::announce(&mut spec, self.request.listen_fds);
         if let Some(socket) = &self.request.notify_socket {
             notify::prepare(&mut spec, &self.request.id);
             names.notify = random::non_zero().map_err(system("make a stream's name"))?;
@@ -453,7 +443,7 @@ impl Monitor {
         }
         let size = console.as_ref().and_then(Console::size);
         block::give(&self.store, &self.record, &self.bundle.spec, &mut spec, place.agent())?;
-        place.agent().create_container(&self.request.id, to_json(&spec), names, size, lifeline)?;
+        place.agent().create_container(&self.request.id, to_json(&spec), names, size)?;
         self.timeline.mark("container.created");
         self.record = self.store.change(&self.request.id, |record| record.status = Status::Created)?;
         let mut pumps = stdio.start().map_err(system("start the standard streams"))?;

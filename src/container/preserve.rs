@@ -13,6 +13,7 @@ use std::thread::Builder;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use nix::sys::stat::{SFlag, fstat};
+use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
 use super::stdio::{self, Pumps};
@@ -31,7 +32,7 @@ pub enum Error {
     Closed { number: RawFd },
     #[error(
         "cannot pass descriptor {number} into the container: it is {kind}, which means nothing in a virtual machine; pass a \
-         pipe or a connected stream socket, or mount the file"
+         pipe or a connected stream socket, mount the file, or let the container listen itself"
     )]
     Kind { number: RawFd, kind: &'static str },
     #[error("cannot pass {0} more descriptors into the container; {MOST} are the most")]
@@ -133,6 +134,16 @@ fn kind(number: RawFd) -> Result<Kind, Error> {
         SFlag::S_IFREG => refused("a file"),
         SFlag::S_IFDIR => refused("a directory"),
         _ => refused("of a kind of its own"),
+    }
+}
+
+/// Tells the container's process that its first descriptors beyond the standard ones came by sd_listen_fds(3).
+pub fn announce(spec: &mut Spec, listen_fds: u32) {
+    if listen_fds > 0
+        && let Some(process) = spec.process_mut()
+    {
+        let variables = [format!("LISTEN_FDS={listen_fds}"), "LISTEN_PID=1".to_owned()];
+        process.env_mut().get_or_insert_default().extend(variables);
     }
 }
 

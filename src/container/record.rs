@@ -19,6 +19,7 @@ use oci_spec::runtime::{Hooks, LinuxResources, Process};
 use serde::{Deserialize, Serialize};
 
 use super::block::Plugged;
+use super::id::{InvalidId, validate};
 use crate::bundle::Bundle;
 use crate::hypervisor::VmRecord;
 use crate::sandbox::network::Network;
@@ -35,6 +36,8 @@ const MAX_BYTES: u64 = 8 << 20;
 /// Why a container's state cannot be used. Wording that callers search for is runc's.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error(transparent)]
+    Id(#[from] InvalidId),
     #[error("container with given ID already exists: {0}")]
     Exists(String),
     #[error("container does not exist: {0}")]
@@ -197,7 +200,7 @@ impl Store {
         Self { root }
     }
 
-    /// Where a container's state lies.
+    /// Where a container's state lies. The ID is one that has been locked, read or created, which looks at its form.
     pub fn path(&self, id: &str) -> PathBuf {
         self.root.join(id)
     }
@@ -207,6 +210,7 @@ impl Store {
     /// # Errors
     /// [`Error::Exists`] when the ID is taken, [`Error::Denied`], [`Error::System`] otherwise.
     pub fn create(&self, record: &Record) -> Result<(), Error> {
+        validate(&record.id)?;
         let failed = |path: &Path| {
             let (root, path) = (self.root.clone(), path.to_owned());
             move |source: io::Error| match source.kind() {
@@ -259,8 +263,9 @@ impl Store {
     /// Locks the state of an existing container, waiting for whoever holds it.
     ///
     /// # Errors
-    /// [`Error::Missing`], also when it was deleted while waiting; [`Error::System`].
+    /// [`Error::Id`]; [`Error::Missing`], also when it was deleted while waiting; [`Error::System`].
     pub fn lock(&self, id: &str) -> Result<State, Error> {
+        validate(id)?;
         let path = self.path(id);
         let failed = |what| {
             let path = path.clone();
@@ -292,6 +297,7 @@ impl Store {
     /// # Errors
     /// [`Error`]
     pub fn read(&self, id: &str) -> Result<Record, Error> {
+        validate(id)?;
         read(id, &self.path(id))
     }
 
@@ -338,7 +344,7 @@ impl Store {
             let entry = entry.map_err(failed)?;
             if let (Ok(kind), Ok(name)) = (entry.file_type(), entry.file_name().into_string())
                 && kind.is_dir()
-                && super::id::validate(&name).is_ok()
+                && validate(&name).is_ok()
             {
                 ids.push(name);
             }

@@ -12,7 +12,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::console::Console;
 use crate::agent::{self, Agent};
-use crate::sys::pidfd;
+use crate::sys::{pidfd, signal};
 
 /// Not forwarded: about rt's own children, its own faults, job control of rt itself, and its own broken pipes.
 const OWN: [Signal; 12] = [
@@ -93,8 +93,8 @@ impl Signals {
         let seen = Arc::clone(&target);
         let set = self.set;
         std::thread::Builder::new().name("signals".into()).spawn(move || {
-            while let Ok(signal) = set.wait() {
-                deliver(&seen, signal);
+            while let Ok(number) = signal::wait(&set) {
+                deliver(&seen, number);
             }
         })?;
         Ok(Watch { target })
@@ -134,14 +134,15 @@ fn lock(target: &Mutex<Target>) -> MutexGuard<'_, Target> {
     target.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-fn deliver(target: &Mutex<Target>, signal: Signal) {
+/// `signal` may be a real-time one, which nix has no name for.
+fn deliver(target: &Mutex<Target>, signal: i32) {
     let mut target = lock(target);
     match &*target {
-        Target::Boot(vmm) if ENDING.contains(&signal) => {
+        Target::Boot(vmm) if ENDING.iter().any(|&ending| ending as i32 == signal) => {
             if let Some(vmm) = vmm {
                 let _ = pidfd::kill(vmm.as_fd(), Signal::SIGKILL);
             }
-            *target = Target::Interrupted(signal as i32);
+            *target = Target::Interrupted(signal);
         }
         Target::Boot(_) | Target::Interrupted(_) => {}
         Target::Process(process) => {
@@ -149,20 +150,20 @@ fn deliver(target: &Mutex<Target>, signal: Signal) {
             // A call may take its time: not under the lock.
             drop(target);
             if let Err(error) = process.take(signal) {
-                tracing::debug!("{signal} did not reach the container: {error}");
+                tracing::debug!("signal {signal} did not reach the container: {error}");
             }
         }
     }
 }
 
 impl Process {
-    fn take(&self, signal: Signal) -> Result<(), agent::Error> {
+    fn take(&self, signal: i32) -> Result<(), agent::Error> {
         match (signal, self.console.as_ref().and_then(Console::size)) {
-            (Signal::SIGWINCH, Some((rows, columns))) => {
+            (libc::SIGWINCH, Some((rows, columns))) => {
                 self.agent.resize_terminal(&self.id, &self.exec_id, rows, columns)
             }
-            (Signal::SIGWINCH, None) => Ok(()),
-            (other, _) => self.agent.signal_process(&self.id, &self.exec_id, other as i32, false),
+            (libc::SIGWINCH, None) => Ok(()),
+            (other, _) => self.agent.signal_process(&self.id, &self.exec_id, other, false),
         }
     }
 }

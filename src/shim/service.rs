@@ -203,6 +203,7 @@ impl Service {
             console_socket: None,
             notify_socket: None,
             preserve: container::PreserveRange::default(),
+            listen_fds: 0,
             start: false,
             keep: true,
             trace: None,

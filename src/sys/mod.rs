@@ -9,6 +9,7 @@ pub mod pidfd;
 pub mod process;
 pub mod progress;
 pub mod random;
+pub mod signal;
 pub mod steer;
 pub mod terminal;
 pub mod text;

@@ -15,7 +15,7 @@ use crate::process::Process;
 use crate::report::Started;
 use crate::runner::{SPEC_FILE, bundle_dir};
 use crate::seccomp::{self, Filter};
-use crate::spec;
+use crate::{cgroup, kmsg, spec};
 
 /// How long the exit code of a process waits for somebody to ask for it.
 const MEMORY: Duration = Duration::from_secs(60);
@@ -91,6 +91,16 @@ impl Container {
         });
         let namespaces = namespaces(self.process.creation()?.0);
         Ok(Common { filter, personality, namespaces, spec })
+    }
+
+    /// Nobody stands for it any more on the host.
+    pub fn abandoned(&self) {
+        // An ID may be in use again, but this container's process cannot run again.
+        if self.process.is_running()
+            && let Err(error) = cgroup::kill(&self.id)
+        {
+            kmsg::error!("cannot kill {}, which nobody stands for any more: {error}", self.id);
+        }
     }
 
     fn execs(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Process>>> {

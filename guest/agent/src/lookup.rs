@@ -35,6 +35,10 @@ pub fn find(command: &str, path: &str) -> Result<PathBuf, NotFound> {
         return match executable(Path::new(command)) {
             Ok(()) => Ok(PathBuf::from(command)),
             Err(Refusal::Stat(error)) => Err(not_found(format!("stat {command}: {}", words(error)))),
+            // Newer callers look for the first words, older ones for the last.
+            Err(Refusal::Mode(Errno::EISDIR)) => {
+                Err(not_found("is a directory: permission denied".to_owned()))
+            }
             Err(Refusal::Mode(error)) => Err(not_found(words(error))),
         };
     }
@@ -98,7 +102,7 @@ mod tests {
         assert_eq!(message("nosuch", ""), none);
         assert_eq!(message("/x", "/bin"), r#"exec: "/x": stat /x: no such file or directory"#);
         assert_eq!(message("/etc/passwd", "/bin"), r#"exec: "/etc/passwd": permission denied"#);
-        assert_eq!(message("/etc", "/bin"), r#"exec: "/etc": is a directory"#);
+        assert_eq!(message("/etc", "/bin"), r#"exec: "/etc": is a directory: permission denied"#);
         assert_eq!(message("", "/bin"), r#"exec: "": executable file not found in $PATH"#);
     }
 

@@ -148,9 +148,21 @@ fn hook_words(line: &str) -> Option<String> {
         ("Timeout", _) => "it ran past its timeout".to_owned(),
         ("Killed", _) => "it was ended by a signal".to_owned(),
         (_, Some(code)) => format!("exit status: {code}"),
-        (other, None) => errno_words(other),
+        (other, None) => match not_started(other) {
+            Some(reason) => reason,
+            None => errno_words(other),
+        },
     };
     Some(format!("error running createContainer hook: {reason}"))
+}
+
+/// Why a hook's program could not be run at all, which libcontainer shows as a value of Rust's: `CommandExecute(Os { …, message: "…" })`.
+fn not_started(debug: &str) -> Option<String> {
+    let message = debug.strip_prefix("CommandExecute(")?.split_once("message: \"")?.1.split_once('"')?.0;
+    Some(format!(
+        "{}: the program runs in the guest and needs there what it is made of, an interpreter or libraries: use a static executable",
+        message.to_lowercase()
+    ))
 }
 
 /// A subscriber that keeps errors, and with `rt.log=debug` shows everything on the console.

@@ -236,25 +236,19 @@ impl Shared {
         Ok(pid)
     }
 
-    /// Kills the container when the stream of that number ends; 0 is none.
+    /// Does `kill` when the stream of that number ends; 0 is none.
     ///
     /// # Errors
     /// For the user.
-    pub fn tie(&self, container: &Arc<Container>, lifeline: u64) -> Result<(), String> {
+    pub fn tie(&self, lifeline: u64, kill: impl FnOnce() + Send + 'static) -> Result<(), String> {
         if lifeline == 0 {
             return Ok(());
         }
         let stream = self.streams.take(lifeline).map_err(|error| error.to_string())?;
-        let container = container.clone();
         let watch = move || {
             // Nothing is ever said on it.
             let _ = File::from(stream).read(&mut [0]);
-            // An ID may be in use again, but this container's process cannot run again.
-            if container.process.is_running()
-                && let Err(error) = cgroup::kill(&container.id)
-            {
-                kmsg::error!("cannot kill {}, which nobody stands for any more: {error}", container.id);
-            }
+            kill();
         };
         let thread = thread::Builder::new().name("lifeline".to_owned()).stack_size(64 << 10);
         thread.spawn(watch).map_err(|error| format!("cannot start a thread: {error}"))?;

@@ -78,7 +78,8 @@ impl Agent for Service {
         let names = Names { terminal: request.terminal, standard, preserved };
         let size = (request.terminal_rows, request.terminal_columns);
         let made = self.0.make(&container, &request.spec, &names, size, request.notify).and_then(|pid| {
-            self.0.tie(&container, request.lifeline)?;
+            let tied = container.clone();
+            self.0.tie(request.lifeline, move || tied.abandoned())?;
             Ok(pid)
         });
         match made {
@@ -370,14 +371,22 @@ impl Service {
     ) -> ttrpc::Result<wire::ExecProcessResponse> {
         let container = self.0.container(&request.container_id)?;
         let process = self.0.add_exec(&container, &request.exec_id)?;
-        match make(&self.0, &container, &process, request) {
+        let made = make(&self.0, &container, &process, request).and_then(|pid| {
+            let tied = process.clone();
+            // It may have ended; nothing else has its number then.
+            self.0.tie(request.lifeline, move || {
+                let _ = tied.signal(libc::SIGKILL);
+            })?;
+            Ok(pid)
+        });
+        match made {
             Ok(pid) => {
                 let mut response = wire::ExecProcessResponse::new();
                 response.pid = pid.unsigned_abs();
                 Ok(response)
             }
             Err(message) => {
-                // It may run, when its streams could not be connected; then nobody else could end it.
+                // It may run, when a stream of it could not be had; then nobody else could end it.
                 let _ = process.signal(libc::SIGKILL);
                 container.forget(&request.exec_id);
                 Err(get_rpc_status(Code::INVALID_ARGUMENT, message))
