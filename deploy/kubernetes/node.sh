@@ -5,7 +5,7 @@
 #   ENGINE   crio or containerd
 #   RT       the one-file rt (make dist) to lay; default: the one beside this script
 #
-# On the node rt is /opt/rt/bin/rt; the engine knows it as the runtime "rt", which runtimeclass.yaml names. Doing either twice
+# On the node rt is /opt/rt/bin/rt, to which containerd's link to the shim leads; the engine knows it as the runtime "rt", which runtimeclass.yaml names. Doing either twice
 # is doing it once. The engine is restarted only when its configuration changed, and only on a node whose systemd runs.
 # The script needs nothing but POSIX sh, cp, mv, rm, rmdir, chmod, mkdir, and on a node nsenter.
 set -eu
@@ -40,8 +40,9 @@ case $verb in
     [ -x "$rt" ] || rt=$bin/rt
     [ -x "$rt" ] || die "there is no rt to undo the configuration with"
     wire --undo
-    # The engine still has to delete what runs, by this file. containerd's containers are below the name of their namespace.
-    for state in "$root"/run/rt/*/state.json "$root"/run/rt/*/*/state.json; do
+    # The engine still has to delete what runs, by this file: CRI-O's containers, and containerd's below the name of their namespace,
+    # also those that runc's shim started for an older rt.
+    for state in "$root"/run/rt/*/state.json "$root"/run/rt/*/*/state.json "$root"/run/containerd/rt/*/*/state.json; do
       [ -e "$state" ] || continue
       id=${state%/state.json}
       echo "rt: $root/opt/rt stays, since containers such as ${id##*/} still run; remove it later"

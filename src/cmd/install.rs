@@ -30,13 +30,22 @@ impl Arguments {
             Some(binary) => binary.clone(),
             None => std::env::current_exe()?,
         };
-        let Some(change) = self.engine.plan(&self.into, &binary, self.undo)? else {
-            write_out("nothing to do: it is so already\n")?;
+        let plan = self.engine.plan(&self.into, &binary, self.undo)?;
+        if plan.changes.is_empty() {
+            let why = plan.left.as_deref().unwrap_or("it is so already");
+            write_out(&format!("nothing to do: {why}\n"))?;
             return Ok(0);
-        };
-        write_out(&change.difference())?;
+        }
+        for change in &plan.changes {
+            write_out(&change.difference())?;
+            if !self.dry_run {
+                change.apply()?;
+            }
+        }
+        if let Some(left) = &plan.left {
+            write_out(&format!("{left}; do this again when they are gone\n"))?;
+        }
         if !self.dry_run {
-            change.apply()?;
             write_out(&format!("{}\n", self.engine.next_step()))?;
         }
         Ok(0)

@@ -33,11 +33,13 @@ use crate::{config, container, log};
 use flags::{Action, Flags};
 
 /// The names that this program answers to: of `io.containerd.rt.v2`, and of what people had before.
-const NAMES: [&str; 2] = ["containerd-shim-rt-v2", "containerd-shim-kata-v2"];
+pub const NAMES: [&str; 2] = ["containerd-shim-rt-v2", "containerd-shim-kata-v2"];
+/// What containerd calls the runtime whose shim has the first of these names.
+pub const TYPE: &str = "io.containerd.rt.v2";
 /// Where containerd's shims have their sockets.
 const SOCKETS: &str = "/run/containerd/s";
 /// Where the state of a namespace's containers lies: `rt --root` of it shows them.
-const STATES: &str = "/run/containerd/rt";
+pub const STATES: &str = "/run/containerd/rt";
 /// In each bundle: the address of the shim that serves it. containerd reads it when it restarts.
 const ADDRESS_FILE: &str = "address";
 /// In each bundle: a FIFO whose lines go to containerd's log.

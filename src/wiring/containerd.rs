@@ -1,17 +1,27 @@
 //! containerd's config.toml: a block at its end, between two marks. A table may come anywhere in TOML, so that what stands
 //! before needs no change. The CRI plugin is called otherwise in each version of the file.
+//!
+//! The block names shim v2 by its type, for which containerd executes `containerd-shim-rt-v2`: a link to rt. It lies where
+//! containerd's plugin `opt`, in 1.x as in 2.x, makes a directory the first of containerd's own PATH ([`folder`]): neither its unit's PATH nor a
+//! read-only /usr stands in the way. A path in `runtime_type` or `runtime_path` would do from 1.6 on only, and the type would mean nothing to ctr.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
 use super::Error;
+use crate::shim;
+
+/// Of the plugin `opt`, where its configuration names no other.
+const OPT: &str = "/opt/containerd";
+/// The plugin, in version 1 of the file and in the others.
+const OPT_PLUGINS: [&str; 2] = ["opt", "io.containerd.internal.v1.opt"];
 
 const BEGIN: &str = "# rt install containerd: begin; rt install containerd --undo removes this block";
 const END: &str = "# rt install containerd: end";
 
 /// The file with rt's block as it is to be, or without it. A file that would be empty is none.
-pub fn edit(path: &Path, before: Option<&str>, binary: &str, undo: bool) -> Result<Option<String>, Error> {
+pub fn edit(path: &Path, before: Option<&str>, undo: bool) -> Result<Option<String>, Error> {
     let rest = without_block(before.unwrap_or_default());
     if undo {
         return Ok(Some(rest).filter(|rest| before.is_some() && !rest.trim().is_empty()));
@@ -42,9 +52,32 @@ pub fn edit(path: &Path, before: Option<&str>, binary: &str, undo: bool) -> Resu
     }
     let name = format!("plugins.\"{plugin}\".containerd.runtimes.rt");
     text.push_str(&format!(
-        "{BEGIN}\n{head}[{name}]\n  runtime_type = \"io.containerd.runc.v2\"\n  privileged_without_host_devices = true\n  [{name}.options]\n    BinaryName = \"{binary}\"\n    Root = \"/run/rt\"\n{END}\n"
+        "{BEGIN}\n{head}[{name}]\n  runtime_type = \"{}\"\n  privileged_without_host_devices = true\n{END}\n",
+        shim::TYPE
     ));
     Ok(Some(text))
+}
+
+/// The shim's link, as containerd sees it, for a configuration of this text.
+pub fn link(text: Option<&str>) -> PathBuf {
+    let table = text.and_then(|text| text.parse().ok()).unwrap_or_default();
+    Path::new(&folder(&table)).join(shim::NAMES[0])
+}
+
+/// The folder of programs that a containerd with this configuration has in its PATH whoever starts it.
+pub fn folder(table: &Table) -> String {
+    let is_off = |name: &Value| name.as_str().is_some_and(|name| OPT_PLUGINS.contains(&name));
+    if table.get("disabled_plugins").and_then(Value::as_array).is_some_and(|names| names.iter().any(is_off)) {
+        return "/usr/local/bin".into();
+    }
+    let plugins = table.get("plugins");
+    let path = OPT_PLUGINS.iter().find_map(|plugin| plugins?.get(plugin)?.get("path")?.as_str());
+    format!("{}/bin", path.filter(|path| path.starts_with('/')).unwrap_or(OPT).trim_end_matches('/'))
+}
+
+/// Whether the file has the block.
+pub fn is_wired(text: Option<&str>) -> bool {
+    text.is_some_and(|text| text.contains(BEGIN))
 }
 
 fn without_block(text: &str) -> String {
@@ -58,7 +91,7 @@ mod tests {
     use super::*;
 
     fn edit(before: &str, undo: bool) -> Result<Option<String>, Error> {
-        super::edit(Path::new("config.toml"), Some(before), "/opt/rt", undo)
+        super::edit(Path::new("config.toml"), Some(before), undo)
     }
 
     #[test]
@@ -72,14 +105,35 @@ mod tests {
         ] {
             let after = edit(text, false).unwrap().unwrap();
             let table: Table = after.parse().unwrap();
-            let options = &table["plugins"][plugin]["containerd"]["runtimes"]["rt"]["options"];
-            assert_eq!(options["BinaryName"].as_str(), Some("/opt/rt"), "{after}");
+            let runtime = &table["plugins"][plugin]["containerd"]["runtimes"]["rt"];
+            assert_eq!(runtime["runtime_type"].as_str(), Some("io.containerd.rt.v2"), "{after}");
             // Those of the host mean nothing in a virtual machine.
+            assert_eq!(runtime["privileged_without_host_devices"].as_bool(), Some(true), "{after}");
             assert_eq!(table.get("version").is_none(), plugin == "cri", "{after}");
-            assert!(after.contains("\n  privileged_without_host_devices = true\n"), "{after}");
             assert_eq!(edit(&after, false).unwrap().as_ref(), Some(&after));
             assert_eq!(edit(&after, true).unwrap().as_deref(), Some(text));
         }
+    }
+
+    #[test]
+    fn the_link_lies_where_containerd_looks() {
+        let name = "containerd-shim-rt-v2";
+        for (text, folder) in [
+            ("version = 2\n", "/opt/containerd/bin"),
+            ("[plugins.opt]\npath = '/srv/c/'\n", "/srv/c/bin"),
+            ("version = 3\n[plugins.'io.containerd.internal.v1.opt']\npath = '/o'\n", "/o/bin"),
+            ("disabled_plugins = ['x', 'io.containerd.internal.v1.opt']\n", "/usr/local/bin"),
+        ] {
+            assert_eq!(link(Some(text)), Path::new(folder).join(name), "{text}");
+        }
+        assert_eq!(link(None), Path::new("/opt/containerd/bin").join(name));
+    }
+
+    #[test]
+    fn an_older_rts_block_is_replaced() {
+        let old = format!("version = 2\n{BEGIN}\n[x]\n  runtime_type = \"io.containerd.runc.v2\"\n{END}\n");
+        let after = edit(&old, false).unwrap().unwrap();
+        assert!(!after.contains("runc") && after.contains("io.containerd.rt.v2"), "{after}");
     }
 
     #[test]

@@ -33,24 +33,34 @@ fn a_node_gets_rt_and_loses_it_without_a_trace() {
     let before = content(&root);
 
     let said = node(&bundle, "install", "containerd");
-    assert!(said.contains("+    BinaryName = \"/opt/rt/bin/rt\"") && said.contains("no systemd"), "{said}");
+    assert!(
+        said.contains("+  runtime_type = \"io.containerd.rt.v2\"") && said.contains("no systemd"),
+        "{said}"
+    );
+    // As the node sees it, whose root this is not.
+    let link = root.join("opt/containerd/bin/containerd-shim-rt-v2");
+    assert_eq!(fs::read_link(&link).unwrap(), Path::new("/opt/rt/bin/rt"));
     assert!(host(&format!("{}/opt/rt/bin/rt --version", root.display())).starts_with("rt version "));
     let config = fs::read_to_string(root.join("etc/containerd/config.toml")).unwrap();
     assert!(config.starts_with(settings), "{config}");
     assert!(node(&bundle, "install", "containerd").contains("nothing to do"));
 
-    // While a container runs, the engine needs rt to delete it: CRI-O's, and containerd's, whose directory outlives its containers.
-    for pod in ["run/rt/pod", "run/rt/k8s.io/pod"] {
+    // While a container runs, the engine needs rt to delete it: CRI-O's, containerd's by runc's shim, as an older rt was wired, and
+    // containerd's by rt's own, whose link then stays, too.
+    for pod in ["run/rt/pod", "run/rt/k8s.io/pod", "run/containerd/rt/k8s.io/pod"] {
+        node(&bundle, "install", "containerd");
         fs::create_dir_all(root.join(pod)).unwrap();
         fs::write(root.join(pod).join("state.json"), "{}").unwrap();
         assert!(node(&bundle, "remove", "containerd").contains("such as pod still run"));
         assert!(root.join("opt/rt/bin/rt").exists());
+        assert_eq!(link.is_symlink(), pod.starts_with("run/containerd"));
         fs::remove_dir_all(root.join(pod)).unwrap();
     }
     node(&bundle, "remove", "containerd");
     assert!(!root.join("opt/rt").exists());
     fs::remove_dir_all(root.join("run")).unwrap();
-    fs::remove_dir(root.join("opt")).unwrap();
+    // containerd's own.
+    host(&format!("cd {} && rmdir -p opt/containerd/bin", root.display()));
     assert_eq!(content(&root), before);
 }
 

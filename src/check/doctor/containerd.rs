@@ -1,12 +1,14 @@
 //! containerd: config.toml of versions 1, 2 and 3, and what it imports.
 
 use super::{Files, Level, Node};
+use crate::shim::NAMES;
+use crate::wiring::containerd_programs;
 
 const MAIN: &str = "/etc/containerd/config.toml";
 /// The CRI plugin, by the version of the configuration that calls it so.
 const CRI: [(i64, &str); 3] =
     [(1, "cri"), (2, "io.containerd.grpc.v1.cri"), (3, "io.containerd.cri.v1.runtime")];
-const SHIM: &str = "io.containerd.rt.v2";
+const SHIM: &str = crate::shim::TYPE;
 
 pub fn examine(node: &mut Node) {
     let files = node.toml(&[MAIN.to_owned()]);
@@ -69,7 +71,7 @@ fn runtime(node: &mut Node, files: &Files, path: &[&str], handler: &str, (versio
         return node.note(Level::Error, file, text, Some(mend));
     }
     match (kind, engine, binary) {
-        (SHIM, _, _) => shim(node, file, handler),
+        (SHIM, _, _) => shim(node, files, file, handler),
         ("io.containerd.runtime.v1.linux" | "", Some((_, program)), _) => {
             node.wire(file, &format!("runtime_engine of the handler {handler}"), program);
         }
@@ -92,26 +94,20 @@ fn runtime(node: &mut Node, files: &Files, path: &[&str], handler: &str, (versio
     }
 }
 
-/// containerd looks for the shim of a runtime type in PATH, by a name made from it.
-fn shim(node: &mut Node, file: &str, handler: &str) {
-    let found = [
-        "/usr/local/sbin",
-        "/usr/local/bin",
-        "/usr/sbin",
-        "/usr/bin",
-        "/sbin",
-        "/bin",
-        "/opt/containerd/bin",
-    ]
-    .into_iter()
-    .map(|folder| format!("{folder}/containerd-shim-rt-v2"))
-    .find(|path| node.path(path).exists());
+/// containerd looks for the shim of a runtime type in PATH, by a name made from it, and in a folder of its own before.
+fn shim(node: &mut Node, files: &Files, file: &str, handler: &str) {
+    let own = files.0.first().map_or_else(Default::default, |(_, main)| containerd_programs(main));
+    let path = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+    let found = [own.as_str()]
+        .into_iter()
+        .chain(path)
+        .map(|folder| format!("{folder}/{}", NAMES[0]))
+        .find(|path| node.path(path).exists());
     match found {
         Some(path) => node.note(Level::Info, file, format!("the handler {handler} is {SHIM}, {path}"), None),
         None => {
-            let text =
-                format!("the handler {handler} is {SHIM}, but there is no containerd-shim-rt-v2 in PATH");
-            let mend = format!("ln -s {} /usr/local/bin/containerd-shim-rt-v2", node.rt.display());
+            let text = format!("the handler {handler} is {SHIM}, but there is no {} in PATH", NAMES[0]);
+            let mend = format!("ln -s {} /usr/local/bin/{}", node.rt.display(), NAMES[0]);
             node.note(Level::Error, file, text, Some(mend));
         }
     }

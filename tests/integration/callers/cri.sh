@@ -5,19 +5,24 @@
 . tests/integration/callers/image.sh
 
 here=$PWD/tests/integration/callers
-mkdir -p "$work/image" "$work/bin" "$work/cni" "$work/logs"
+mkdir -p "$work/image" "$work/cni" "$work/logs" "$work/host/etc/containerd"
 lay_rootfs "$work/image"
-ln -s "$RT" "$work/bin/containerd-shim-rt-v2"
+# rt install wires it below a root directory, in which the workspace is at its own path.
+mkdir -p "$work/host${work%/*}"
+ln -s "$work" "$work/host$work"
+config=$work/host/etc/containerd/config.toml
 cat >"$work/cni/10-rt.conflist" <<JSON
 {"cniVersion": "0.4.0", "name": "rt-cri-$$", "plugins": [
   {"type": "ptp", "ipam": {"type": "host-local", "subnet": "10.213.7.0/30", "dataDir": "$work/ipam"}}]}
 JSON
-cat >"$work/config.toml" <<TOML
+cat >"$config" <<TOML
 version = 2
 root = "$work/root"
 state = "$work/state"
 [grpc]
   address = "$work/containerd.sock"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "$work/opt"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "rt.test/pause:1"
   restrict_oom_score_adj = true
@@ -27,16 +32,14 @@ state = "$work/state"
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "native"
     default_runtime_name = "rt"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.rt]
-      runtime_type = "io.containerd.rt.v2"
-      privileged_without_host_devices = true
     [plugins."io.containerd.grpc.v1.cri".containerd.untrusted_workload_runtime]
       runtime_type = "io.containerd.runtime.v1.linux"
       runtime_engine = "$RT"
 TOML
 socket=$work/containerd.sock
+"$RT" install containerd --into "$work/host" --binary "$RT" || exit 1
 start_containerd() {
-  PATH=$work/bin:$PATH containerd -c "$work/config.toml" >>"$work/containerd.log" 2>&1 &
+  containerd -c "$config" >>"$work/containerd.log" 2>&1 &
   daemon=$!
   within 60 ctr version && within 60 cri ListPodSandbox
 }
