@@ -59,6 +59,13 @@ pub fn plan(folder: &str, bundle: &Bundle, served: &[Used]) -> Result<Plan, Erro
     plan.paths.root = plan.add(Used { entry, file });
     for (index, mount) in bundle.spec.mounts().iter().flatten().enumerate() {
         let Some(source) = mount.source().as_ref().filter(|_| is_bind(mount)) else { continue };
+        if let Some(option) = sharing(mount.options()) {
+            tracing::warn!(
+                "{} is mounted as {option}, but mounts do not pass between the host and a virtual machine: what the container mounts \
+                 there is not on the host, nor the other way round",
+                mount.destination().display()
+            );
+        }
         let missing = |error| Error::BindSource {
             source_path: source.display().to_string(),
             destination: mount.destination().display().to_string(),
@@ -121,6 +128,12 @@ fn is_readonly(options: &Option<Vec<String>>) -> bool {
     options.iter().flatten().any(|option| option == "ro" || option == "rro")
 }
 
+/// The option by which the container's mounts are to appear on the host (`Bidirectional`). No engine asks for that by itself, unlike for
+/// `rprivate`, and docker in some places for `rslave`.
+fn sharing(options: &Option<Vec<String>>) -> Option<&str> {
+    options.iter().flatten().map(String::as_str).find(|option| ["shared", "rshared"].contains(option))
+}
+
 fn is_the_systems_own(path: &Path) -> std::io::Result<bool> {
     const KERNEL: [FsType; 4] = [PROC_SUPER_MAGIC, SYSFS_MAGIC, CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC];
     let kind = std::fs::metadata(path)?.file_type();
@@ -154,6 +167,18 @@ mod tests {
             spec: serde_json::from_value(spec).unwrap(),
         };
         plan(folder, &bundle, served)
+    }
+
+    #[test]
+    fn only_who_asks_is_told_of_propagation() {
+        let option = |options: &[&str]| {
+            sharing(&Some(options.iter().map(|&option| option.into()).collect())).map(str::to_owned)
+        };
+        assert_eq!(option(&["rbind", "rshared", "rw"]).as_deref(), Some("rshared"));
+        assert_eq!(option(&["bind", "shared"]).as_deref(), Some("shared"));
+        for defaults in [&["rbind", "rprivate", "rw"][..], &["rbind", "rslave"], &["bind", "private"], &[]] {
+            assert_eq!(option(defaults), None, "{defaults:?}");
+        }
     }
 
     #[test]

@@ -117,6 +117,10 @@ fn propagation_of_root_and_mounts() {
     bundle.mount("/private", "bind", &source, &["rbind", "private"]);
     let ended = bundle.sh("for m in /shared /private; do awk -v m=$m '$5 == m { print m, ($7 ~ /^shared:/ ? \"shared\" : \"private\") }' /proc/self/mountinfo; done");
     ended.says(&["/shared shared", "/private private"]);
+    // Within the guest, that is, which is told once and of the one that means the host.
+    let told: Vec<String> =
+        ended.log().lines().filter(|line| line.contains("mounts do not pass")).map(str::to_owned).collect();
+    assert!(told.len() == 1 && told[0].contains("/shared is mounted as shared"), "{told:?}");
 }
 
 #[test]
