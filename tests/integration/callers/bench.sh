@@ -9,7 +9,18 @@ ln -s "$RT" "$work/bin/containerd-shim-rt-v2"
 containerd_config </dev/null
 PATH=$work/bin:$PATH containerd -c "$work/config.toml" >"$work/containerd.log" 2>&1 &
 daemon=$!
-finish() { kill "$daemon" 2>/dev/null; wait "$daemon" 2>/dev/null; rm -rf --one-file-system "$work"; }
+finish() {
+  local id
+  kill "$daemon" 2>/dev/null; wait "$daemon" 2>/dev/null
+  # Of what failed something may run.
+  for id in $("$RT" --root "/run/containerd/rt/$namespace" list -q 2>/dev/null); do
+    "$RT" --root "/run/containerd/rt/$namespace" delete --force "$id"
+  done
+  # The namespace's, in which both shims had their states, and the cgroups' parent.
+  rmdir "/run/containerd/rt/$namespace" "/run/containerd/runc/$namespace" 2>/dev/null
+  find /sys/fs/cgroup -depth -type d -name "$namespace" -exec rmdir {} + 2>/dev/null
+  rm -rf --one-file-system "$work"
+}
 trap finish EXIT
 ctr() { command ctr -a "$work/containerd.sock" -n "$namespace" "$@"; }
 within 60 ctr version >/dev/null || { tail "$work/containerd.log"; exit 1; }
