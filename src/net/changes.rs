@@ -1,6 +1,6 @@
 //! From what a guest has to what it is to have: the requests to its kernel, in an order that works. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use netlink_packet_core::Parseable;
@@ -35,10 +35,15 @@ pub struct Change {
 pub type Indexes = BTreeMap<u32, u32>;
 
 /// What turns `old` into `new` in the guest. An interface of `indexes` that `new` lacks is taken down.
+///
+/// A guest's kernel drops routes, addresses and neighbours by itself when an interface changes ([`Interface::is_kept`]): all that such
+/// an interface is to have is given again. What is still there is replaced by the same.
 pub fn changes(old: &Layout, new: &Layout, indexes: &Indexes) -> Vec<Change> {
     let mut plan = Plan { indexes, changes: Vec::new() };
     let before = |index| old.interfaces.iter().find(|interface| interface.index == index);
     let is_there = |index| new.interfaces.iter().any(|interface| interface.index == index);
+    let is_anew = |now: &&Interface| before(now.index).is_none_or(|before| !before.is_kept(now));
+    let anew: BTreeSet<u32> = new.interfaces.iter().filter(is_anew).map(|now| now.index).collect();
     // What depends on others goes first.
     for neighbour in old.neighbours.iter().filter(|one| !new.neighbours.contains(one)) {
         plan.neighbour(neighbour, true);
@@ -72,7 +77,8 @@ pub fn changes(old: &Layout, new: &Layout, indexes: &Indexes) -> Vec<Change> {
             plan.set_up(interface);
         }
         for address in &interface.addresses {
-            if before.is_none_or(|before| !before.addresses.contains(address)) {
+            let is_known = before.is_some_and(|before| before.addresses.contains(address));
+            if !is_known || anew.contains(&interface.index) {
                 plan.address(interface, address, false);
             }
         }
@@ -80,7 +86,9 @@ pub fn changes(old: &Layout, new: &Layout, indexes: &Indexes) -> Vec<Change> {
             plan.up(interface);
         }
     }
-    let mut routes: Vec<&Route> = new.routes.iter().filter(|one| !old.routes.contains(one)).collect();
+    let leads_anew = |route: &Route| route.hops.iter().any(|hop| anew.contains(&hop.interface));
+    let mut routes: Vec<&Route> =
+        new.routes.iter().filter(|one| !old.routes.contains(one) || leads_anew(one)).collect();
     // The ways to the gateways before those through them.
     routes.sort_by_key(|route| route.hops.iter().any(|hop| hop.gateway.is_some()));
     for route in routes {
@@ -89,10 +97,10 @@ pub fn changes(old: &Layout, new: &Layout, indexes: &Indexes) -> Vec<Change> {
     for rule in new.rules.iter().filter(|one| !old.rules.contains(one)) {
         plan.rule(rule, false);
     }
-    for neighbour in
-        new.neighbours.iter().filter(|one| !old.neighbours.contains(one) && is_there(one.interface))
-    {
-        plan.neighbour(neighbour, false);
+    for neighbour in new.neighbours.iter().filter(|one| is_there(one.interface)) {
+        if !old.neighbours.contains(neighbour) || anew.contains(&neighbour.interface) {
+            plan.neighbour(neighbour, false);
+        }
     }
     plan.changes
 }
@@ -102,6 +110,14 @@ impl Interface {
     fn is_like(&self, other: &Self) -> bool {
         let own = |interface: &Self| (interface.name.clone(), interface.mac, interface.mtu, interface.arp);
         own(self) == own(other)
+    }
+
+    /// Whether a guest's kernel keeps what depends on it while it becomes `now`. Taken down for another name, it loses its routes, IPv6
+    /// addresses and permanent neighbours; the last also when its hardware address is set, even to the same. An IPv4 address
+    /// that is removed takes others of its network along, and the last one all IPv4 routes.
+    fn is_kept(&self, now: &Self) -> bool {
+        let keeps = |address: &Address| address.local.is_ipv6() || now.addresses.contains(address);
+        self.is_like(now) && self.addresses.iter().all(keeps)
     }
 }
 
@@ -359,7 +375,7 @@ mod tests {
     }
 
     fn words(old: &Layout, new: &Layout) -> Vec<String> {
-        changes(old, new, &[(7, 2)].into()).into_iter().map(|change| change.what).collect()
+        changes(old, new, &[(7, 2), (8, 3)].into()).into_iter().map(|change| change.what).collect()
     }
 
     #[test]
@@ -394,8 +410,67 @@ mod tests {
             ]
         );
         let mut new = layout();
+        let more = Address { prefix: 28, ..new.interfaces[0].addresses[0].clone() };
+        new.interfaces[0].addresses.push(more);
+        assert_eq!(words(&layout(), &new), ["set the address 10.1.0.2/28 on the guest's interface eth0"]);
+    }
+
+    /// Else the guest has no routes after a rename that left the namespace's in place.
+    #[test]
+    fn what_goes_with_a_link_that_is_taken_down_is_given_again() {
+        let mut old = layout();
+        old.interfaces.push(Interface {
+            index: 8,
+            name: "eth1".into(),
+            addresses: Vec::new(),
+            ..old.interfaces[0].clone()
+        });
+        let mut unreachable = old.routes[0].clone();
+        unreachable.hops.clear();
+        let mut others = old.routes[1].clone();
+        others.hops[0].interface = 8;
+        old.routes.extend([unreachable, others]);
+        old.neighbours.push(Neighbour { interface: 8, ..old.neighbours[0].clone() });
+        let mut new = old.clone();
+        new.interfaces[0].name = "net1".into();
+        let expected = [
+            "name the guest's interface net1",
+            "set name, address and MTU of the guest's interface net1",
+            "set the address 10.1.0.2/24 on the guest's interface net1",
+            "set the address fd00::2/64 on the guest's interface net1",
+            "bring the guest's interface net1 up",
+            "add the route 169.254.1.1/32 to the guest",
+            "add the route default via 169.254.1.1 to the guest",
+            "add the route default via fd00::1 to the guest",
+            "add the neighbour 169.254.1.1 to the guest",
+        ];
+        assert_eq!(words(&old, &new), expected);
+        // Where it is one of several ways, too.
+        new.routes[0].hops.push(Hop { interface: 8, gateway: None, onlink: false, weight: 0 });
+        let old = Layout { interfaces: old.interfaces, ..new.clone() };
+        assert_eq!(words(&old, &new), expected);
+    }
+
+    #[test]
+    fn what_goes_with_a_hardware_address_or_an_ipv4_address_is_given_again() {
+        let mut new = layout();
         new.interfaces[0].mtu = 1500;
-        assert_eq!(words(&layout(), &new).len(), 2);
+        let given = words(&layout(), &new);
+        assert_eq!(given.last().expect("changes"), "add the neighbour 169.254.1.1 to the guest");
+        let mut new = layout();
+        new.interfaces[0].addresses[0].prefix = 16;
+        assert_eq!(
+            words(&layout(), &new),
+            [
+                "remove the address 10.1.0.2/24 on the guest's interface eth0",
+                "set the address 10.1.0.2/16 on the guest's interface eth0",
+                "set the address fd00::2/64 on the guest's interface eth0",
+                "add the route 169.254.1.1/32 to the guest",
+                "add the route default via 169.254.1.1 to the guest",
+                "add the route default via fd00::1 to the guest",
+                "add the neighbour 169.254.1.1 to the guest",
+            ]
+        );
     }
 
     #[test]

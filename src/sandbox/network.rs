@@ -121,8 +121,10 @@ impl Network {
         }
         let wanted = namespace.within(net::scan)?;
         for interface in &wanted.interfaces {
-            if !self.links.iter().any(|link| link.index == interface.index) {
-                self.plug(namespace, interface, vm, write)?;
+            match self.links.iter_mut().find(|link| link.index == interface.index) {
+                // By its name it is untied, and its traffic is counted.
+                Some(link) => link.name.clone_from(&interface.name),
+                None => self.plug(namespace, interface, vm, write)?,
             }
         }
         Ok(wanted)

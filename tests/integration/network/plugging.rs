@@ -1,5 +1,7 @@
 //! Interfaces that appear, change and go while the virtual machine is there.
 
+use std::time::Instant;
+
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
@@ -10,7 +12,7 @@ use netlink_packet_route::link::{
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-use crate::shell::{Bundle, skipped};
+use crate::shell::{Bundle, Container, patience, skipped};
 
 use super::netns::{Netns, Pair, in_namespace};
 use super::traffic::{self, Client, GUEST};
@@ -64,17 +66,7 @@ fn what_changes_in_the_namespace_changes_in_the_guest() {
     let bundle = serving_bundle(&pair);
     let container = bundle.run_detached(&[]);
     container.wrote("serving");
-    let guest = |script: &str| bundle.rt(&["exec", &bundle.id, "/bin/sh", "-c", script]);
-    let becomes = |script: &str, word: &str, there: bool| {
-        let deadline = std::time::Instant::now() + crate::shell::patience(30);
-        loop {
-            let ended = guest(script);
-            if ended.text().contains(word) == there {
-                return;
-            }
-            assert!(std::time::Instant::now() < deadline, "{word:?} there: {}\n{ended}", !there);
-        }
-    };
+    let becomes = |script: &str, word: &str, there: bool| becomes(&container, script, word, there);
     pair.connect("eth1", 1, "mtu 1300");
     becomes("ip addr show dev eth1", "fd09:1::2/64", true);
     becomes("cat /sys/class/net/eth1/mtu", "1300", true);
@@ -90,6 +82,79 @@ fn what_changes_in_the_namespace_changes_in_the_guest() {
     pair.peer.ip("link del eth1");
     becomes("ip link show dev eth1", "UP", false);
     pair.peer.within(|| Client::new("10.9.0.2").echo(b"still here"));
+    drop(container);
+    pair.is_clean();
+}
+
+/// Waits until what a script in the container writes has the word, or no longer has it.
+#[track_caller]
+pub fn becomes(container: &Container<'_>, script: &str, word: &str, there: bool) {
+    let deadline = Instant::now() + patience(30);
+    loop {
+        let ended = container.sh(script);
+        if ended.text().contains(word) == there {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{word:?} there: {}\n{ended}", !there);
+    }
+}
+
+/// The guest's kernel drops routes, IPv6 addresses and neighbours with a link that is taken down for its new name.
+#[test]
+fn a_renamed_interface_keeps_what_it_has() {
+    const NAME: &str = "a_renamed_interface_keeps_what_it_has";
+    let pair = Pair::new("");
+    pair.pod.ip("neigh add 10.9.0.77 lladdr 02:00:00:00:00:77 dev eth0 nud permanent");
+    let bundle = serving_bundle(&pair);
+    let container = bundle.run_detached(&[]);
+    container.wrote("serving");
+    let has_all = |name: &str, neighbour: bool| {
+        // By the last thing that the guest is given.
+        let last = if neighbour { "ip neigh" } else { "ip -6 route" };
+        let word = if neighbour {
+            format!("10.9.0.77 dev {name}")
+        } else {
+            format!("default via fd09::1 dev {name}")
+        };
+        becomes(&container, last, &word, true);
+        let routes = [format!("default via 10.9.0.1 dev {name}"), format!("default via fd09::1 dev {name}")];
+        let addresses = ["inet 10.9.0.2/24", "inet6 fd09::2/64"];
+        let words: Vec<&str> = routes.iter().map(String::as_str).chain(addresses).collect();
+        shows(&container.sh(&format!("ip route; ip -6 route; ip addr show dev {name}")), &words);
+        pair.peer.within(|| {
+            Client::new("10.9.0.2").echo(b"hello");
+            Client::new("fd09::2").echo(b"hello");
+        });
+    };
+    // At once, so that rt sees a new name and the same routes.
+    pair.pod.run(
+        "ip link set eth0 down; ip link set eth0 name net1; ip link set net1 up; ip route add default via 10.9.0.1; \
+         ip addr add fd09::2/64 dev net1 nodad; ip -6 route add default via fd09::1",
+    );
+    has_all("net1", false);
+    pair.pod.ip("neigh replace 10.9.0.77 lladdr 02:00:00:00:00:77 dev net1 nud permanent");
+    if pair.pod.can("link set net1 name net2") {
+        has_all("net2", true);
+    } else {
+        skipped(NAME, "the host's kernel renames no interface that is up");
+    }
+    drop(container);
+    pair.is_clean();
+}
+
+/// With an interface's last IPv4 address its routes go, too.
+#[test]
+fn a_changed_address_keeps_the_routes() {
+    let pair = Pair::new("");
+    let bundle = serving_bundle(&pair);
+    let container = bundle.run_detached(&[]);
+    container.wrote("serving");
+    pair.pod.run(
+        "ip addr del 10.9.0.2/24 dev eth0; ip addr add 10.9.0.3/24 dev eth0; ip route add default via 10.9.0.1",
+    );
+    becomes(&container, "ip addr show dev eth0", "10.9.0.2/24", false);
+    becomes(&container, "ip route", "default via 10.9.0.1 dev eth0", true);
+    pair.peer.within(|| Client::new("10.9.0.3").echo(b"hello"));
     drop(container);
     pair.is_clean();
 }
