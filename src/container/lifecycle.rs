@@ -23,6 +23,7 @@ use super::{Error, machine, pod};
 use crate::agent::{Agent, LogRecord, OomWatch, ProcessInfo};
 use crate::config::Config;
 use crate::hypervisor::{self, Kind, VmRecord};
+use crate::sandbox::network::Misfit;
 use crate::sys::pidfd::{self, ProcessId};
 
 /// How long a container that is deleted by force may take to end in order, so that its files are written back.
@@ -62,7 +63,7 @@ pub fn start(store: &Store, config: &Config, id: &str) -> Result<(), Error> {
     }
     let agent = agent(&record, config)?;
     // Callers such as docker fill the namespace when the container has been created.
-    network::sync(&state, &mut record, &agent)?;
+    network::sync(&state, &mut record, &agent, Misfit::Refuse)?;
     agent.start_container(id, hooks::has_start_hooks(&record.hooks))?;
     record.status = Status::Running;
     state.write(&record)?;

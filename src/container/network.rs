@@ -19,7 +19,7 @@ use crate::agent::Agent;
 use crate::config::{self, HostNetwork};
 use crate::net::{self, Events, Layout, Namespace, Wanted};
 use crate::sandbox::Size;
-use crate::sandbox::network::{Error as NetworkError, Network};
+use crate::sandbox::network::{Error as NetworkError, Misfit, Network};
 
 /// Changes come in bursts: what makes an interface takes several steps. So long after the last one they are looked at.
 const SETTLED: Duration = Duration::from_millis(30);
@@ -74,10 +74,15 @@ impl Choice {
 }
 
 /// The host's half: plugs what is in the namespace. Gives what the guest is to be told.
-fn attach(state: &State, record: &mut Record, namespace: &Namespace) -> Result<Layout, Error> {
+fn attach(
+    state: &State,
+    record: &mut Record,
+    namespace: &Namespace,
+    misfit: Misfit<'_>,
+) -> Result<Layout, Error> {
     let Some(vm) = record.vm.clone() else { return Err(Error::NotRunning) };
     let mut network = record.network.clone();
-    let result = network.attach(namespace, &vm, &mut |network| {
+    let result = network.attach(namespace, &vm, misfit, &mut |network| {
         record.network = network.clone();
         state.write(record).map_err(|error| NetworkError::Record(Box::new(error)))
     });
@@ -89,12 +94,12 @@ fn attach(state: &State, record: &mut Record, namespace: &Namespace) -> Result<L
 ///
 /// # Errors
 /// [`Error::Network`], [`Error::State`]
-pub fn sync(state: &State, record: &mut Record, agent: &Agent) -> Result<(), Error> {
+pub fn sync(state: &State, record: &mut Record, agent: &Agent, misfit: Misfit<'_>) -> Result<(), Error> {
     if !record.network.is_used() {
         return Ok(());
     }
     let namespace = Namespace::open(&record.network.held)?;
-    let wanted = attach(state, record, &namespace)?;
+    let wanted = attach(state, record, &namespace, misfit)?;
     Ok(record.network.configure(wanted, agent)?)
 }
 
@@ -142,7 +147,7 @@ impl Watched {
     pub fn attach(&self, store: &Store, id: &str) -> Result<Layout, Error> {
         let state = store.lock(id)?;
         let mut record = state.read()?;
-        attach(&state, &mut record, &self.namespace)
+        attach(&state, &mut record, &self.namespace, Misfit::Refuse)
     }
 
     /// The guest's half. From now on the network, and the way to docker's resolver, is kept in step.
@@ -248,7 +253,7 @@ fn catch_up(store: &Store, id: &str, agent: &Agent) -> Result<(), Error> {
     if record.status() == Status::Stopped {
         return Ok(());
     }
-    sync(&state, &mut record, agent)?;
+    sync(&state, &mut record, agent, Misfit::LeaveOut(id))?;
     Ok(state.write(&record)?)
 }
 

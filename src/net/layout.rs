@@ -104,11 +104,19 @@ pub struct Neighbour {
     pub mac: [u8; 6],
 }
 
+/// What [`scan`] finds.
+#[derive(Debug, Default)]
+pub struct Found {
+    pub layout: Layout,
+    /// Interfaces that are up and that no virtual machine can have, by index, each with an [`Error::Carry`].
+    pub refused: Vec<(u32, Error)>,
+}
+
 /// Reads the network namespace of this thread.
 ///
 /// # Errors
-/// [`Error::Scan`]; [`Error::Carry`] for an interface that is up and that no virtual machine can have.
-pub fn scan() -> Result<Layout, Error> {
+/// [`Error::Scan`]
+pub fn scan() -> Result<Found, Error> {
     let mut netlink = Netlink::open().map_err(failed("it"))?;
     let mut dump = |what, request| netlink.dump(&request).map_err(failed(what));
     let links = dump("its interfaces", RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
@@ -123,8 +131,9 @@ pub fn scan() -> Result<Layout, Error> {
         request.header.family = family;
         rules.extend(dump("its routing rules", RouteNetlinkMessage::GetRule(request))?);
     }
-    let rules = rules.iter().filter_map(rule).collect();
-    Ok(Layout { rules, ..collect(links, addresses, routes, neighbours)? })
+    let mut found = collect(links, addresses, routes, neighbours);
+    found.layout.rules = rules.iter().filter_map(rule).collect();
+    Ok(found)
 }
 
 fn failed(what: &'static str) -> impl FnOnce(io::Error) -> Error {
@@ -142,17 +151,20 @@ fn rule(message: &RouteNetlinkMessage) -> Option<Rule> {
     Some(Rule(bytes))
 }
 
-/// From the kernel's answers to a layout.
+/// From the kernel's answers, but for rules.
 fn collect(
     links: Vec<RouteNetlinkMessage>,
     addresses: Vec<RouteNetlinkMessage>,
     routes: Vec<RouteNetlinkMessage>,
     neighbours: Vec<RouteNetlinkMessage>,
-) -> Result<Layout, Error> {
-    let mut layout = Layout::default();
+) -> Found {
+    let Found { mut layout, mut refused } = Found::default();
     let indexes: Vec<u32> = links.iter().filter_map(|link| Some(as_link(link)?.header.index)).collect();
     for link in links.iter().filter_map(as_link) {
-        layout.interfaces.extend(interface(link, &indexes)?);
+        match interface(link, &indexes) {
+            Ok(interface) => layout.interfaces.extend(interface),
+            Err(error) => refused.push((link.header.index, error)),
+        }
     }
     for message in &addresses {
         let RouteNetlinkMessage::NewAddress(message) = message else { continue };
@@ -181,7 +193,7 @@ fn collect(
         })
         .filter(|neighbour| known(&neighbour.interface))
         .collect();
-    Ok(layout)
+    Found { layout, refused }
 }
 
 fn as_link(message: &RouteNetlinkMessage) -> Option<&LinkMessage> {
@@ -375,6 +387,15 @@ fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     Some(Neighbour { interface: message.header.ifindex, address: address?, mac: mac? })
 }
 
+impl Layout {
+    /// Takes out an interface, and what leads through it.
+    pub fn leave_out(&mut self, index: u32) {
+        self.interfaces.retain(|interface| interface.index != index);
+        self.routes.retain(|route| route.hops.iter().all(|hop| hop.interface != index));
+        self.neighbours.retain(|neighbour| neighbour.interface != index);
+    }
+}
+
 impl Route {
     /// The routing table in the form of a header, and as an attribute where it does not fit there.
     pub fn table(&self) -> (u8, Option<u32>) {
@@ -404,6 +425,8 @@ impl std::fmt::Display for Route {
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_route::route::RouteNextHop;
+
     use super::*;
 
     #[test]
@@ -452,6 +475,48 @@ mod tests {
         netkit.attributes[1] = LinkAttribute::Address(vec![0; 6]);
         let error = interface(&netkit, &[]).expect_err("refused").to_string();
         assert!(error.contains("nk0") && error.contains("mode l2"), "{error}");
+    }
+
+    /// A route to 192.0.2.0/24 through these interfaces.
+    fn through(indexes: &[u32]) -> RouteNetlinkMessage {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.destination_prefix_length = 24;
+        message.header.kind = RouteType::Unicast;
+        message.header.protocol = RouteProtocol::Static;
+        let destination = RouteAddress::Inet([192, 0, 2, 0].into());
+        let hops = indexes.iter().map(|index| {
+            let mut hop = RouteNextHop::default();
+            hop.interface_index = *index;
+            hop
+        });
+        message.attributes =
+            vec![RouteAttribute::Destination(destination), RouteAttribute::MultiPath(hops.collect())];
+        RouteNetlinkMessage::NewRoute(message)
+    }
+
+    /// One interface that no machine can have is no reason to see nothing of the others.
+    #[test]
+    fn what_is_refused_stands_beside_the_rest() {
+        let mut tunnel = link(3, "tun0", LinkFlags::Up, vec![]);
+        tunnel.header.link_layer_type = LinkLayerType::None;
+        let ethernet = [2, 4].map(|index| link(index, &format!("eth{index}"), LinkFlags::Up, vec![]));
+        let links = [tunnel].into_iter().chain(ethernet).map(RouteNetlinkMessage::NewLink);
+        let routes = [&[2][..], &[3], &[2, 3], &[2, 4], &[4]].map(through);
+        let Found { mut layout, refused } = collect(links.collect(), Vec::new(), routes.into(), Vec::new());
+        let [(3, error)] = &refused[..] else { panic!("{refused:?}") };
+        assert!(error.to_string().contains("tun0"), "{error}");
+        let ways = |layout: &Layout| -> Vec<Vec<u32>> {
+            let hops = |route: &Route| route.hops.iter().map(|hop| hop.interface).collect();
+            layout.routes.iter().map(hops).collect()
+        };
+        assert_eq!(ways(&layout), [vec![2], vec![2, 4], vec![4]]);
+        let mac = [2; 6];
+        layout.neighbours.push(Neighbour { interface: 4, address: Ipv4Addr::LOCALHOST.into(), mac });
+        layout.leave_out(4);
+        assert_eq!(layout.interfaces.iter().map(|interface| interface.index).collect::<Vec<_>>(), [2]);
+        assert_eq!(ways(&layout), [[2]]);
+        assert!(layout.neighbours.is_empty());
     }
 
     #[test]

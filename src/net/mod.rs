@@ -19,7 +19,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use changes::{Change, Indexes, changes};
-pub use layout::{Interface, Layout, scan};
+pub use layout::{Found, Interface, Layout, scan};
 pub use macvtap::Macvtap;
 pub use namespace::{Namespace, Wanted, make};
 pub use redirect::{check, tie, untie};

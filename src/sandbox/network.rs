@@ -9,6 +9,9 @@
 //! that holds the record's lock: when the sandbox starts, when a container starts, and when the namespace changes. An
 //! interface is written into the record before anything of it is made. One that has left the namespace is taken down in the guest, and
 //! keeps its slot.
+//!
+//! An interface that cannot be given to the VM is an error for as long as the container is being made ([`Misfit`]). Later it is left
+//! out, and no reason not to follow the others.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,7 +21,8 @@ use serde::{Deserialize, Serialize};
 use crate::agent::{self, Agent, NetworkDevice};
 use crate::config::{self, NetworkModel};
 use crate::hypervisor::{self, GuestDevice, MAX_QUEUE_PAIRS, NETWORK_SLOTS, Nic, VmRecord};
-use crate::net::{self, Interface, Layout, Macvtap, Namespace, Traffic};
+use crate::log;
+use crate::net::{self, Found, Interface, Layout, Macvtap, Namespace, Traffic};
 
 /// Requests in one message to the agent: a route takes some hundred bytes, a message at most 4 MiB.
 const BATCH: usize = 4096;
@@ -60,6 +64,9 @@ pub struct Network {
     offloads: bool,
     queue_pairs: usize,
     links: Vec<Link>,
+    /// Indexes of interfaces that are there and that the VM does not get. They have been told.
+    #[serde(default)]
+    left_out: Vec<u32>,
     /// As far as the guest has been told.
     layout: Layout,
 }
@@ -90,6 +97,15 @@ impl Link {
     }
 }
 
+/// What becomes of an interface that cannot be given to the VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Misfit<'a> {
+    /// It is an error.
+    Refuse,
+    /// It is left out, with one warning that has this ID.
+    LeaveOut(&'a str),
+}
+
 /// Writes the record.
 pub type Write<'a> = &'a mut dyn FnMut(&Network) -> Result<(), Error>;
 
@@ -106,28 +122,73 @@ impl Network {
         self.queue_pairs > 0 && self.model != NetworkModel::None
     }
 
-    /// The host's half: looks into the namespace and plugs what is new there. Gives what there is.
+    /// The host's half: looks into the namespace and plugs what is new there. Gives what of it the guest is to have.
+    ///
+    /// An interface that was left out is not tried again before it has been down or away: what trying makes and removes is news of
+    /// the namespace, upon which it would be tried again at once.
     ///
     /// # Errors
-    /// [`Error`]; of the interface that could not be plugged nothing is left then.
+    /// [`Error`]; of an interface that could not be plugged nothing is left then.
     pub fn attach(
         &mut self,
         namespace: &Namespace,
         vm: &VmRecord,
+        misfit: Misfit<'_>,
         write: Write<'_>,
     ) -> Result<Layout, Error> {
         if !self.is_used() {
             return Ok(Layout::default());
         }
-        let wanted = namespace.within(net::scan)?;
+        let Found { layout: mut wanted, refused } = namespace.within(net::scan)?;
+        let is_up = |index: &u32| {
+            wanted.interfaces.iter().any(|interface| interface.index == *index)
+                || refused.iter().any(|(refused, _)| refused == index)
+        };
+        self.left_out.retain(|index| misfit != Misfit::Refuse && is_up(index));
+        for (index, error) in refused {
+            self.leave_out(index, error.into(), misfit, write)?;
+        }
         for interface in &wanted.interfaces {
             match self.links.iter_mut().find(|link| link.index == interface.index) {
                 // By its name it is untied, and its traffic is counted.
                 Some(link) => link.name.clone_from(&interface.name),
-                None => self.plug(namespace, interface, vm, write)?,
+                None if self.left_out.contains(&interface.index) => {}
+                None => {
+                    if let Err(error) = self.plug(namespace, interface, vm, write) {
+                        self.leave_out(interface.index, error, misfit, write)?;
+                    }
+                }
             }
         }
+        for index in &self.left_out {
+            wanted.leave_out(*index);
+        }
         Ok(wanted)
+    }
+
+    /// # Errors
+    /// The same one, where it is to be refused, or of the record.
+    fn leave_out(
+        &mut self,
+        index: u32,
+        error: Error,
+        misfit: Misfit<'_>,
+        write: Write<'_>,
+    ) -> Result<(), Error> {
+        let id = match (misfit, &error) {
+            (Misfit::Refuse, _) | (_, Error::Record(_)) => return Err(error),
+            (Misfit::LeaveOut(id), _) => id,
+        };
+        if self.left_out.contains(&index) {
+            return Ok(());
+        }
+        tracing::warn!(
+            "the network of {id}: {}. It is left out, and all else is followed. Remove it, or mend the cause, set it down, and a second \
+             later up",
+            log::chain(&error)
+        );
+        self.left_out.push(index);
+        write(self)
     }
 
     /// The guest's half: makes it look like `wanted`.
@@ -262,5 +323,37 @@ impl Network {
             link.guest_index = Some(index);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misfit_is_an_error_or_left_out_once() {
+        let (mut network, mut written) = (Network::default(), Vec::new());
+        let full = || Error::Full("eth8".into());
+        let mut leave_out = |network: &mut Network, error, misfit| {
+            network.leave_out(9, error, misfit, &mut |network| {
+                written.push(network.left_out.clone());
+                Ok(())
+            })
+        };
+        leave_out(&mut network, full(), Misfit::Refuse).expect_err("refused");
+        let record = Error::Record("no space left".into());
+        leave_out(&mut network, record, Misfit::LeaveOut("pod")).expect_err("not of the interface");
+        for _ in 0..2 {
+            leave_out(&mut network, full(), Misfit::LeaveOut("pod")).expect("left out");
+        }
+        assert_eq!(written, [[9]]);
+    }
+
+    /// As rt wrote it before interfaces were left out.
+    #[test]
+    fn an_older_record_is_understood() {
+        let mut record = serde_json::to_value(Network::default()).expect("a record");
+        record.as_object_mut().expect("an object").remove("left_out");
+        assert_eq!(serde_json::from_value::<Network>(record).expect("a record"), Network::default());
     }
 }

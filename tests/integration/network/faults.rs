@@ -1,11 +1,16 @@
 //! What goes wrong with networks: an error that names it, and nothing left.
 
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::netns::{Netns, Pair, in_namespace};
+use super::plugging::becomes;
 use super::{serving_bundle, shows};
-use crate::shell::{Bundle, host};
+use crate::shell::{Bundle, host, patience};
 
 #[test]
 fn a_namespace_that_vanished_is_named() {
@@ -60,6 +65,97 @@ fn an_interface_that_is_not_ethernet_is_refused() {
     pair.is_clean();
 }
 
+/// Until the container is started it is an error, though the machine runs.
+#[test]
+fn an_interface_that_is_not_ethernet_is_refused_at_start() {
+    let pair = Pair::new("");
+    let bundle = serving_bundle(&pair);
+    let container = bundle.create(&[]);
+    pair.pod.ip("tuntap add dev tun0 mode tun");
+    pair.pod.ip("link set tun0 up");
+    warns_once(&bundle, "tun0 to the virtual machine: it is no Ethernet interface");
+    container.rt(&["start"]).fails(&["tun0", "no Ethernet interface"]);
+    pair.pod.ip("link del tun0");
+    container.start();
+    container.wrote("serving");
+    drop(container);
+    pair.is_clean();
+}
+
+/// Waits for a warning with these words, which is there once.
+#[track_caller]
+fn warns_once(bundle: &Bundle, words: &str) {
+    let deadline = Instant::now() + patience(30);
+    loop {
+        let log = fs::read_to_string(bundle.path("log")).expect("a log");
+        let is_it = |line: &&str| line.contains("level=warning") && line.contains(words);
+        match log.lines().filter(is_it).count() {
+            1 => return,
+            0 if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
+            number => panic!("{number} warnings of {words:?}\n{log}"),
+        }
+    }
+}
+
+#[test]
+fn a_later_interface_that_is_not_ethernet_is_left_out() {
+    let words = "tun0 to the virtual machine: it is no Ethernet interface";
+    let pair = Pair::new("");
+    let bundle = serving_bundle(&pair);
+    let container = bundle.run_detached(&[]);
+    container.wrote("serving");
+    pair.pod.run(
+        "ip tuntap add dev tun0 mode tun; ip addr add 10.8.0.2/24 dev tun0; ip link set tun0 up; \
+         ip route add 198.51.100.0/24 dev tun0",
+    );
+    warns_once(&bundle, words);
+    pair.pod.ip("route add 192.0.2.0/24 via 10.9.0.1");
+    becomes(&container, "ip route", "192.0.2.0/24 via 10.9.0.1 dev eth0", true);
+    pair.connect("eth1", 1, "");
+    becomes(&container, "ip addr show dev eth1", "inet6 fd09:1::2/64", true);
+    pair.peer.within(|| super::Client::new("10.9.1.2").echo(b"hello"));
+    pair.pod.ip("addr add 10.9.1.9/24 dev eth1");
+    becomes(&container, "ip addr show dev eth1", "10.9.1.9", true);
+    pair.pod.ip("link del tun0");
+    pair.pod.ip("addr del 10.9.1.9/24 dev eth1");
+    becomes(&container, "ip addr show dev eth1", "10.9.1.9", false);
+    let routes = container.sh("ip route").text();
+    assert!(routes.contains("192.0.2.0/24") && !routes.contains("198.51.100.0"), "{routes}");
+    warns_once(&bundle, words);
+    drop(container);
+    pair.is_clean();
+}
+
+/// It is the guest's when the cause is mended.
+#[test]
+fn a_later_interface_of_somebody_elses_is_left_out() {
+    let words = "eth1 to the virtual machine: it has an ingress qdisc already";
+    let pair = Pair::new("");
+    let bundle = serving_bundle(&pair);
+    let container = bundle.run_detached(&[]);
+    container.wrote("serving");
+    pair.peer.ip(&format!("link add eth1 type veth peer name eth1 netns {}", pair.pod.name));
+    pair.peer.ip("addr add 10.9.1.1/24 dev eth1");
+    pair.peer.ip("link set eth1 up");
+    pair.pod.run("tc qdisc add dev eth1 ingress; ip addr add 10.9.1.2/24 dev eth1; ip link set eth1 up");
+    warns_once(&bundle, words);
+    pair.pod.ip("route add 192.0.2.0/24 via 10.9.0.1");
+    becomes(&container, "ip route", "192.0.2.0/24 via 10.9.0.1 dev eth0", true);
+    pair.pod.run("tc qdisc del dev eth1 ingress; ip link set eth1 down");
+    let left_out = || container.record()["network"]["left_out"] != serde_json::json!([]);
+    let deadline = Instant::now() + patience(30);
+    while left_out() {
+        assert!(Instant::now() < deadline, "{}", container.record());
+        thread::sleep(Duration::from_millis(20));
+    }
+    pair.pod.ip("link set eth1 up");
+    becomes(&container, "ip addr show dev eth1", "10.9.1.2/24", true);
+    pair.peer.within(|| super::Client::new("10.9.1.2").echo(b"hello"));
+    warns_once(&bundle, words);
+    drop(container);
+    pair.is_clean();
+}
+
 #[test]
 fn an_interface_of_somebody_elses_is_left_alone() {
     let pair = Pair::new("");
@@ -90,6 +186,28 @@ fn more_interfaces_than_a_machine_has_are_refused() {
     shows(&pair.bundle().sh("ls /sys/class/net"), &["eth0", "eth7"]);
     pair.connect("eth8", 8, "");
     pair.bundle().sh("true").fails(&["8 network interfaces already"]);
+    pair.is_clean();
+}
+
+#[test]
+fn a_later_interface_is_left_out_when_the_machine_is_full() {
+    let words = "8 network interfaces already";
+    let pair = Pair::new("");
+    for net in 1..=7 {
+        pair.connect(&format!("eth{net}"), net, "");
+    }
+    let bundle = serving_bundle(&pair);
+    let container = bundle.run_detached(&[]);
+    container.wrote("serving");
+    pair.connect("eth8", 8, "");
+    warns_once(&bundle, words);
+    pair.pod.ip("addr add 10.9.7.9/24 dev eth7");
+    becomes(&container, "ip addr show dev eth7", "10.9.7.9", true);
+    pair.peer.ip("link del eth8");
+    pair.pod.ip("route add 192.0.2.0/24 via 10.9.0.1");
+    becomes(&container, "ip route", "192.0.2.0/24 via 10.9.0.1 dev eth0", true);
+    warns_once(&bundle, words);
+    drop(container);
     pair.is_clean();
 }
 
