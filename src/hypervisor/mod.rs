@@ -18,6 +18,9 @@ pub mod vsock;
 
 pub use console::read as console;
 
+/// What a kernel plugs at once of memory (x86's memory blocks), MiB: it leaves the rest of a region that is no multiple of it unused.
+const MEMORY_BLOCK_MIB: u32 = 128;
+
 /// A virtual machine to be started. Plain data.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VmSpec {

@@ -23,6 +23,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::mmap::FromRangesError;
 use vm_memory::{Address, FileOffset, GuestAddress, GuestMemory, GuestMemoryRegion};
 
+use super::super::MEMORY_BLOCK_MIB;
 use super::Error;
 use crate::devices::{Memory, mmio};
 
@@ -78,13 +79,12 @@ pub fn ranges(memory_mib: u32) -> Vec<(u64, u64)> {
     ranges
 }
 
-/// Where memory can be plugged: start and length, multiples of what a kernel plugs at once (128 MiB). `None` where there can be no more
-/// than at the start.
+/// Where memory can be plugged: start and length, in whole blocks. `None` where there can be no more than at the start.
 pub fn plug_region(memory_mib: u32, max_memory_mib: u32) -> Option<(u64, u64)> {
     let (start, length) = *ranges(memory_mib).last().expect("there is memory");
-    let more = u64::from(max_memory_mib.checked_sub(memory_mib)?) << 20;
+    let more_mib = max_memory_mib.checked_sub(memory_mib)?.next_multiple_of(MEMORY_BLOCK_MIB);
     let start = (start + length).max(GAP_END).next_multiple_of(1 << 30);
-    (more > 0).then(|| (start, more.next_multiple_of(128 << 20)))
+    (more_mib > 0).then(|| (start, u64::from(more_mib) << 20))
 }
 
 /// Makes memory. No page of it exists before someone writes to it.

@@ -6,7 +6,7 @@
 
 use std::ffi::OsString;
 
-use super::super::VmSpec;
+use super::super::{MEMORY_BLOCK_MIB, VmSpec};
 
 /// What executes the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,8 +86,8 @@ pub fn arguments(accelerator: Accelerator, spec: &VmSpec) -> Vec<OsString> {
         Accelerator::Tcg => line.option("-accel", "tcg").option("-cpu", "max"),
     };
     line.option("-smp", spec.max_vcpus.to_string());
-    let more_mib = spec.max_memory_mib - spec.memory_mib;
-    let later = if more_mib > 0 { format!(",maxmem={}M", spec.max_memory_mib) } else { String::new() };
+    let more_mib = (spec.max_memory_mib - spec.memory_mib).next_multiple_of(MEMORY_BLOCK_MIB);
+    let later = if more_mib > 0 { format!(",maxmem={}M", spec.memory_mib + more_mib) } else { String::new() };
     line.option("-m", format!("{}M{later}", spec.memory_mib));
     line.option("-object", format!("memory-backend-memfd,id=memory,size={}M,share=on", spec.memory_mib));
     if more_mib > 0 {
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn memory_for_later_has_its_place() {
-        let line = lines(Accelerator::Kvm, &VmSpec { max_memory_mib: 1024, ..spec() });
+        let line = lines(Accelerator::Kvm, &VmSpec { max_memory_mib: 1000, ..spec() });
         for words in [
             "-m 256M,maxmem=1024M\n",
             "id=later,size=768M,share=on,reserve=off\n",
