@@ -122,7 +122,7 @@ complete -c rt -n "__fish_rt_using_subcommand events" -l stats -d 'Show the stat
 complete -c rt -n "__fish_rt_using_subcommand events" -s h -l help -d 'Print help'
 complete -c rt -n "__fish_rt_using_subcommand exec" -l console-socket -d 'Unix socket that receives the upper end of the process\'s terminal' -r -F
 complete -c rt -n "__fish_rt_using_subcommand exec" -l pidfd-socket -d 'Unix socket that receives a pidfd of the monitor' -r -F
-complete -c rt -n "__fish_rt_using_subcommand exec" -l cwd -d 'Working directory in the container' -r -F
+complete -c rt -n "__fish_rt_using_subcommand exec" -l cwd -d 'Working directory in the container' -r
 complete -c rt -n "__fish_rt_using_subcommand exec" -s e -l env -d 'Set an environment variable, NAME=VALUE; may be given again' -r
 complete -c rt -n "__fish_rt_using_subcommand exec" -s u -l user -d 'UID or UID:GID' -r
 complete -c rt -n "__fish_rt_using_subcommand exec" -s g -l additional-gids -d 'Another group; may be given again' -r

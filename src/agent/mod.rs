@@ -346,6 +346,8 @@ impl Agent {
         for process in &mut processes {
             process.command = printable(&process.command, 4096);
             process.terminal = printable(&process.terminal, 32);
+            process.name = printable(&process.name, 64);
+            process.state = printable(&process.state, 16);
         }
         Ok(processes)
     }

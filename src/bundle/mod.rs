@@ -252,6 +252,13 @@ mod tests {
         assert!(problem(|c| c["root"]["path"] = json!("gone")).ends_with("/gone) does not exist"));
         assert!(problem(|c| c["root"]["path"] = json!("config.json")).contains("is not a directory"));
         assert!(problem(|c| c["root"] = Value::Null).contains("root is missing"));
+        let range = "uids and gids must be in range 0-2147483647";
+        assert!(problem(|c| c["process"]["user"]["uid"] = json!(u32::MAX)).contains(range));
+        assert!(
+            problem(|c| c["process"]["user"]["additionalGids"] = json!([1, 1_u64 << 31])).contains(range)
+        );
+        let env = problem(|c| c["process"]["env"] = json!(["A=b", "C"]));
+        assert!(env.ends_with("process.env has \"C\": invalid environment variable: missing '='"), "{env}");
         let notify = |name: &str| json!({"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": [name], "action": "SCMP_ACT_NOTIFY"}]}});
         assert!(problem(|c| c["linux"] = notify("write")).contains("cannot be used for the write syscall"));
         assert!(problem(|c| c["linux"] = notify("mkdir")).contains("failed to connect with seccomp agent"));

@@ -157,6 +157,14 @@ fn features() -> Value {
             "selinux": {"enabled": false},
             "intelRdt": {"enabled": false},
         },
+        // They choose the machine, and which one (docs/annotations.md).
+        "potentiallyUnsafeConfigAnnotations": [
+            "io.katacontainers.",
+            "io.kubernetes.cri.",
+            "io.kubernetes.cri-o.",
+            "io.kubernetes.docker.type",
+            "io.kubernetes.sandbox.id",
+        ],
         "annotations": {
             "io.rt.version": env!("CARGO_PKG_VERSION"),
             "io.rt.commit": super::COMMIT,

@@ -59,7 +59,8 @@ pub fn start(store: &Store, config: &Config, id: &str) -> Result<(), Error> {
     match record.status() {
         Status::Created => {}
         Status::Stopped => return Err(Error::Ended),
-        Status::Creating | Status::Running | Status::Paused => return Err(Error::AlreadyStarted),
+        Status::Running => return Err(Error::AlreadyStarted),
+        status @ (Status::Creating | Status::Paused) => return Err(Error::StartIn(status)),
     }
     let agent = agent(&record, config)?;
     // Callers such as docker fill the namespace when the container has been created.
@@ -227,34 +228,29 @@ fn ends_by(process: &OwnedFd, deadline: Instant) -> Result<bool, Error> {
 }
 
 /// # Errors
-/// [`Error::NotRunning`] unless it runs; else what the agent says.
+/// [`Error::NotRunning`] unless it runs or waits for its start; else what the agent says.
 pub fn pause(store: &Store, config: &Config, id: &str) -> Result<(), Error> {
-    change(store, config, id, Status::Running, Status::Paused, |agent| agent.pause_container(id))
+    let state: State = store.lock(id)?;
+    let mut record = state.read()?;
+    let now = record.status();
+    if !matches!(now, Status::Created | Status::Running) {
+        return Err(Error::NotRunning);
+    }
+    agent(&record, config)?.pause_container(id)?;
+    (record.status, record.resumes_as) = (Status::Paused, now);
+    Ok(state.write(&record)?)
 }
 
 /// # Errors
 /// [`Error::NotPaused`] unless it is paused; else what the agent says.
 pub fn resume(store: &Store, config: &Config, id: &str) -> Result<(), Error> {
-    change(store, config, id, Status::Paused, Status::Running, |agent| agent.resume_container(id))
-}
-
-fn change(
-    store: &Store,
-    config: &Config,
-    id: &str,
-    from: Status,
-    to: Status,
-    call: impl FnOnce(&Agent) -> Result<(), crate::agent::Error>,
-) -> Result<(), Error> {
     let state: State = store.lock(id)?;
     let mut record = state.read()?;
-    match (record.status(), from) {
-        (now, _) if now == from => {}
-        (_, Status::Paused) => return Err(Error::NotPaused),
-        _ => return Err(Error::NotRunning),
+    if record.status() != Status::Paused {
+        return Err(Error::NotPaused);
     }
-    call(&agent(&record, config)?)?;
-    record.status = to;
+    agent(&record, config)?.resume_container(id)?;
+    record.status = record.resumes_as;
     Ok(state.write(&record)?)
 }
 

@@ -154,6 +154,8 @@ pub enum Error {
     NotPaused,
     #[error("cannot start an already running container")]
     AlreadyStarted,
+    #[error("cannot start a container in the {0} state")]
+    StartIn(Status),
     #[error("cannot start a container that has stopped")]
     Ended,
     #[error("cannot delete container {id} that is not stopped: {status}")]

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
-use nix::unistd::{Uid, User};
 use oci_spec::runtime::{Hooks, LinuxResources, Process};
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +25,7 @@ use crate::sandbox::network::Network;
 use crate::sandbox::{Bounds, Size};
 use crate::share::Used;
 use crate::sys::pidfd::ProcessId;
+use crate::sys::users;
 
 /// Changes when an older rt could not read the record.
 pub const VERSION: u32 = 1;
@@ -97,6 +97,9 @@ pub struct Record {
     pub oci_version: String,
     /// As last written; [`Record::status`] tells what it is now.
     pub status: Status,
+    /// A paused container's: what it is again when it is resumed.
+    #[serde(default = "running")]
+    pub resumes_as: Status,
     pub bundle: PathBuf,
     pub rootfs: PathBuf,
     /// RFC 3339.
@@ -146,6 +149,7 @@ impl Record {
             id: id.into(),
             oci_version: bundle.spec.version().clone(),
             status: Status::Creating,
+            resumes_as: Status::Running,
             bundle: bundle.dir.clone(),
             rootfs: bundle.rootfs.clone(),
             created: humantime::format_rfc3339_nanos(std::time::SystemTime::now()).to_string(),
@@ -307,8 +311,7 @@ impl Store {
     /// What stat(2) says.
     pub fn owner(&self, id: &str) -> io::Result<String> {
         let uid = std::fs::metadata(self.path(id))?.uid();
-        let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
-        Ok(user.map_or_else(|| format!("#{uid}"), |user| user.name))
+        Ok(users::name(uid).unwrap_or_else(|| format!("#{uid}")))
     }
 
     /// State directories that have not got their ID yet: path, the PID of the maker, age.
@@ -366,6 +369,11 @@ fn read(id: &str, dir: &Path) -> Result<Record, Error> {
         Err(source) => Err(Error::System { what: "read the state record", path, source }),
         Ok(_) => parse(&path, &text),
     }
+}
+
+/// Records of earlier versions know no other.
+fn running() -> Status {
+    Status::Running
 }
 
 /// Where this thread keeps a directory that is not yet a container's, or no longer: '~' is in no ID. Swept when the thread is gone.
@@ -435,6 +443,7 @@ mod tests {
             id: id.into(),
             oci_version: "1.0.2".into(),
             status: Status::Running,
+            resumes_as: Status::Running,
             bundle: "/b".into(),
             rootfs: "/b/rootfs".into(),
             created: "2026-01-01T00:00:00Z".into(),

@@ -101,6 +101,7 @@ impl From<container::Error> for Refusal {
             Cause::NotRunning
             | Cause::NotPaused
             | Cause::AlreadyStarted
+            | Cause::StartIn(_)
             | Cause::Ended
             | Cause::NotStopped { .. }
             | Cause::ExecStopped

@@ -14,3 +14,4 @@ pub mod steer;
 pub mod terminal;
 pub mod text;
 pub mod tun;
+pub mod users;

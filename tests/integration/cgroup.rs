@@ -52,6 +52,17 @@ fn the_group_holds_the_sandbox_and_goes_with_it() {
     assert!(!path.exists());
 }
 
+/// A user's tools, or systemd, make some.
+#[test]
+fn groups_that_others_made_below_go_with_it() {
+    let bundle = limited("/rt-test/ID");
+    let container = bundle.create(&[]);
+    let path = group("memory", &format!("rt-test/{}", bundle.id));
+    fs::create_dir_all(path.join("one/two")).unwrap();
+    container.rt(&["delete", "--force"]).says(&[]);
+    assert!(!path.exists());
+}
+
 /// A pod's group knows nothing of an overhead: its limit holds then, and the container runs.
 #[test]
 fn a_group_above_may_allow_less() {

@@ -29,6 +29,15 @@ fn the_process_is_the_containers_but_for_the_flags() {
     let user = ["--user", "1000:1001", "-g", "10", "--additional-gids", "20"];
     container.exec(&user, &[here, "-c", "id -u; id -g; id -G"]).says(&["1000", "1001", "1001 10 20"]);
     container.exec(&["-u", "1000"], &[here, "-c", "id -u; id -g"]).says(&["1000", "0"]);
+    for (flags, words) in [
+        (["-u", "4294967295"], "uids and gids must be in range 0-2147483647"),
+        (["-u", "1:2147483648"], "uids and gids must be in range 0-2147483647"),
+        (["-g", "4294967295"], "uids and gids must be in range 0-2147483647"),
+        (["-e", "NOVALUE"], "invalid environment variable: missing '='"),
+        (["-e", "=x"], "invalid environment variable: name cannot be empty"),
+    ] {
+        container.exec(&flags, &["true"]).fails_with(255, &[words]);
+    }
     let privileges = ["grep", "NoNewPrivs", "/proc/self/status"];
     container.exec(&[], &privileges).says(&["NoNewPrivs:\t0"]);
     container.exec(&["--no-new-privs"], &privileges).says(&["NoNewPrivs:\t1"]);
@@ -41,6 +50,43 @@ fn the_process_is_the_containers_but_for_the_flags() {
     container.sh("kill -9 $$").code(137).stdout("").stderr("");
     // It is in the container: its processes, root, names and cgroup.
     container.sh("cat /proc/1/comm; hostname; cat /proc/self/cgroup").says(&["sleep", "guest", "0::/"]);
+}
+
+#[test]
+fn groups_stay_with_another_user() {
+    let mut bundle = sleeping();
+    bundle.config["process"]["user"] = json!({"uid": 1000, "gid": 1005, "additionalGids": [7, 8]});
+    let container = bundle.run_detached(&[]);
+    let id = ["/bin/sh", "-c", "id -u; id -G"];
+    container.exec(&["-u", "1001"], &id).says(&["1001", "1005 7 8"]);
+    container.exec(&["-u", "0", "-g", "9"], &id).says(&["0", "1005 7 8 9"]);
+    container.exec(&["-u", "0:3"], &id).says(&["0", "3 7 8"]);
+}
+
+/// Whoever ends a process that was executed knows but its monitor.
+#[test]
+fn the_process_ends_with_its_monitor() {
+    let bundle = sleeping();
+    let container = bundle.run_detached(&[]);
+    let alone = || {
+        let deadline = Instant::now() + patience(10);
+        while container.rt(&["ps", "-f", "json"]).text() != "[1]\n" {
+            assert!(Instant::now() < deadline, "{}", container.rt(&["ps"]));
+            thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let pid_file = bundle.path("exec.pid");
+    container.exec(&["-d", "--pid-file", pid_file.to_str().unwrap()], &["sleep", "1000"]).code(0);
+    assert_ne!(container.rt(&["ps", "-f", "json"]).text(), "[1]\n");
+    let monitor: i32 = fs::read_to_string(&pid_file).unwrap().parse().unwrap();
+    kill(Pid::from_raw(monitor), Signal::SIGKILL).unwrap();
+    alone();
+    for flag in ["--pid-file", "--pidfd-socket"] {
+        container
+            .exec(&["-d", flag, "/no/such/file"], &["sleep", "1000"])
+            .fails_with(255, &["/no/such/file"]);
+        alone();
+    }
 }
 
 #[test]

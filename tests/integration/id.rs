@@ -22,6 +22,42 @@ fn an_id_that_is_no_file_name_is_refused() {
     }
 }
 
+/// An ID names a directory: an odd one must lead to no other.
+#[test]
+fn no_verb_takes_an_odd_id() {
+    let mut bundle = Bundle::new();
+    bundle.args(&["/bin/sleep", "1000"]);
+    let container = bundle.run_detached(&[]);
+    let victim = bundle.path("victim");
+    std::fs::create_dir_all(victim.join("data")).unwrap();
+    for verb in [
+        &["delete", "--force"][..],
+        &["delete"],
+        &["state"],
+        &["start"],
+        &["kill"],
+        &["pause"],
+        &["resume"],
+        &["ps"],
+        &["update", "--pids-limit", "5"],
+        &["events", "--stats"],
+        &["trace"],
+    ] {
+        let call = |id: &str| bundle.rt(&[verb, &[id]].concat());
+        call("").fails(&["container id cannot be empty"]);
+        for id in ["../victim", &format!("./{}", bundle.id), &format!("{}/", bundle.id), "/"] {
+            call(id).fails(&["invalid container ID format"]);
+        }
+    }
+    for id in ["", "../victim"] {
+        let words =
+            if id.is_empty() { "container id cannot be empty" } else { "invalid container ID format" };
+        bundle.rt(&["exec", id, "true"]).fails_with(255, &[words]);
+    }
+    assert!(victim.join("data").is_dir());
+    assert_eq!(container.state()["status"], "running");
+}
+
 #[test]
 fn the_whole_alphabet_is_taken() {
     let bundle = Bundle::new();

@@ -18,7 +18,7 @@ fn a_paused_container_stands_still() {
     thread::sleep(Duration::from_millis(500));
     assert_eq!(ticks(), before);
     container.rt(&["pause"]).fails(&["container not running"]);
-    container.rt(&["start"]).fails(&["cannot start an already running container"]);
+    container.rt(&["start"]).fails(&["cannot start a container in the paused state"]);
     let words = format!("cannot delete container {} that is not stopped: paused", bundle.id);
     container.rt(&["delete"]).fails(&[&words]);
     let paused = "cannot exec in a paused container (use --ignore-paused to override)";
@@ -53,11 +53,18 @@ fn a_paused_container_can_be_deleted_by_force() {
 }
 
 #[test]
-fn a_created_container_is_not_running() {
-    let bundle = Bundle::new();
+fn a_created_container_is_created_again_when_it_is_resumed() {
+    let mut bundle = Bundle::new();
+    bundle.args(&["/bin/sleep", "1000"]);
     let container = bundle.create(&[]);
-    container.rt(&["pause"]).fails(&["container not running"]);
     container.rt(&["resume"]).fails(&["container not paused"]);
+    container.rt(&["pause"]).says(&[]);
+    assert_eq!(container.state()["status"], "paused");
+    container.rt(&["start"]).fails(&["cannot start a container in the paused state"]);
+    container.rt(&["resume"]).says(&[]);
+    assert_eq!(container.state()["status"], "created");
+    container.start();
+    container.exec(&[], &["echo", "runs"]).says(&["runs"]);
     bundle.rt(&["pause", "nothing"]).fails(&["container does not exist"]);
     bundle.rt(&["resume", "nothing"]).fails(&["container does not exist"]);
 }

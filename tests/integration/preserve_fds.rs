@@ -70,3 +70,22 @@ fn what_cannot_be_moved_is_named() {
     run("3</dev/null 4<&-", "2").fails(&["cannot pass descriptor 4", "not open"]);
     run("3</dev/null", "33").fails(&["cannot pass 33 more descriptors", "32 are the most"]);
 }
+
+/// sd_listen_fds(3): what systemd has accepted can be moved, what it listens on cannot.
+#[test]
+fn descriptors_of_a_service_manager_come_first() {
+    let mut bundle = Bundle::new();
+    bundle.args(&["/bin/sh", "-c", "echo $LISTEN_FDS $LISTEN_PID; cat <&3; cat <&4"]);
+    let script = "echo one | { exec 8<&0; echo two | { exec 4<&0 3<&8 8<&- 0</dev/null; export LISTEN_FDS=1; exec \"$@\"; }; }";
+    let ended = bundle.call().through(script).flags(&["--preserve-fds", "1"]).end();
+    ended.code(0).stdout("1 1\none\ntwo\n").stderr("");
+    let listener = std::os::unix::net::UnixListener::bind(bundle.path("socket")).unwrap();
+    let number = listener.as_raw_fd();
+    nix::fcntl::fcntl(&listener, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+    let script = format!("exec bash -c 'LISTEN_FDS=1 exec \"$@\" 3<&{number}' bash \"$@\"");
+    bundle.call().through(&script).end().fails(&[
+        "cannot pass descriptor 3",
+        "a listening socket",
+        "listen itself",
+    ]);
+}

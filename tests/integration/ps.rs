@@ -23,7 +23,13 @@ fn processes_are_those_of_the_container() {
         assert_eq!((&rows[2][1..3], &rows[2][7..]), (&["2", "1"][..], &["sleep", "1000"][..]), "{text}");
         assert_eq!(rows[1][5], "?");
     }
-    bundle.rt(&["ps", &bundle.id, "-o", "pid"]).fails(&["-o pid", "use -ef or --format json"]);
+    bundle.rt(&["ps", &bundle.id, "-o", "pid=", "-o", "comm="]).says(&["      1 sh", "      2 sleep"]);
+    let aux = bundle.rt(&["ps", &bundle.id, "aux"]).text();
+    let rows: Vec<Vec<&str>> = aux.lines().map(|row| row.split_whitespace().collect()).collect();
+    assert_eq!(rows[0][..8], ["USER", "PID", "%CPU", "%MEM", "VSZ", "RSS", "TTY", "STAT"], "{aux}");
+    assert_eq!((rows.len(), rows[1][1], rows[1][7]), (3, "1", "Ss"), "{aux}");
+    assert!(rows[2][4..6].iter().all(|kib| kib.parse::<u64>().is_ok_and(|kib| kib > 0)), "{aux}");
+    bundle.rt(&["ps", &bundle.id, "-Z"]).fails(&["-Z", "--format json"]);
     bundle.rt(&["kill", &bundle.id, "KILL"]).says(&[]);
     container.reaches("stopped");
     container.rt(&["ps"]).says(&["UID          PID    PPID  C STIME TTY          TIME CMD"]);

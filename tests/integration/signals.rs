@@ -52,6 +52,21 @@ fn a_signal_without_a_trap_ends_the_process() {
     }
 }
 
+/// systemd ends some services so.
+#[test]
+fn a_real_time_signal_arrives() {
+    let mut bundle = Bundle::new();
+    bundle.args(&[
+        "/bin/sh",
+        "-c",
+        "trap 'echo got it; exit 7' 37; echo ready; while :; do sleep 1000 & wait $!; done",
+    ]);
+    let mut running = bundle.call().start();
+    running.says("ready\n");
+    crate::shell::host(&format!("kill -37 {}", running.pid()));
+    running.end().code(7).stdout("ready\ngot it\n").stderr("");
+}
+
 #[test]
 fn many_signals_all_arrive() {
     let mut bundle = Bundle::new();

@@ -52,14 +52,25 @@ fn look(pid: i32, depth: usize, ticks: u64) -> Option<Found> {
     let stat = text(read("stat")?);
     let (name, numbers) = fields(&stat)?;
     let tick_ns = 1_000_000_000 / ticks;
+    let memory = Memory::of_guest();
     let mut info = ProcessInfo::new();
-    info.pid = inside_pid(&status, depth);
+    info.pid = inside(&status, "NSpid:", depth);
     info.parent_pid = number(&status, "PPid:").unwrap_or(0);
     info.uid = number(&status, "Uid:").unwrap_or(0);
     // proc_pid_stat(5): tty_nr is the seventh field, utime, stime and starttime are 14, 15 and 22; the third comes first here.
     info.terminal = terminal(numbers.get(4).copied()?);
     let time = |place: usize| numbers.get(place).and_then(|number| u64::try_from(*number).ok());
     info.cpu_ns = (time(11)? + time(12)?) * tick_ns;
+    let number_at = |place: usize| numbers.get(place).copied().unwrap_or(0);
+    info.name = name.to_owned();
+    info.nice = i32::try_from(number_at(16)).unwrap_or(0);
+    info.threads = u32::try_from(number_at(17)).unwrap_or(1);
+    info.state = state(&stat, &numbers, pid.into());
+    info.virtual_bytes = time(20)?;
+    info.resident_bytes = time(21)? * memory.page;
+    info.memory_permille = u32::try_from(info.resident_bytes * 1000 / memory.total).unwrap_or(1000);
+    info.group = inside(&status, "NSpgid:", depth);
+    info.session = inside(&status, "NSsid:", depth);
     info.command = command(&read("cmdline").unwrap_or_default(), name);
     Some(Found { outside_pid: pid.unsigned_abs(), started_ns: time(19)? * tick_ns, info })
 }
@@ -83,9 +94,43 @@ fn number(status: &str, name: &str) -> Option<u32> {
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// The number in the PID namespace at that depth below the guest's.
-fn inside_pid(status: &str, depth: usize) -> u32 {
-    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+/// The guest's memory, bytes.
+struct Memory {
+    page: u64,
+    total: u64,
+}
+
+impl Memory {
+    fn of_guest() -> Self {
+        let page = match nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE) {
+            Ok(Some(page @ 1..)) => page as u64,
+            _ => 4096,
+        };
+        let total = nix::sys::sysinfo::sysinfo().map_or(0, |info| info.ram_total());
+        Self { page, total: total.max(1) }
+    }
+}
+
+/// A letter, and what ps(1) adds to it (its STAT): niceness, leader of a session, threads, in the foreground.
+fn state(stat: &str, numbers: &[i64], pid: i64) -> String {
+    let letter = stat.rfind(')').and_then(|end| stat[end + 1..].trim_start().chars().next());
+    let mut state: String = letter.filter(char::is_ascii_alphabetic).into_iter().collect();
+    let number = |place: usize| numbers.get(place).copied().unwrap_or(0);
+    let (group, session, foreground) = (number(2), number(3), number(5));
+    let adds = [
+        ('<', number(16) < 0),
+        ('N', number(16) > 0),
+        ('s', session == pid),
+        ('l', number(17) > 1),
+        ('+', group != 0 && foreground == group),
+    ];
+    state.extend(adds.into_iter().filter(|(_, holds)| *holds).map(|(mark, _)| mark));
+    state
+}
+
+/// A number of that line of /proc/PID/status in the PID namespace at that depth below the guest's.
+fn inside(status: &str, name: &str, depth: usize) -> u32 {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
     line.split_ascii_whitespace().nth(depth).and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
@@ -130,8 +175,17 @@ mod tests {
     #[test]
     fn numbers_are_the_containers() {
         let status = "Name:\tx\nPPid:\t7\nUid:\t1000\t0\t0\t0\nNSpid:\t70\t3\t1\n";
-        assert_eq!((inside_pid(status, 0), inside_pid(status, 1), inside_pid(status, 3)), (70, 3, 0));
+        let at = |depth| inside(status, "NSpid:", depth);
+        assert_eq!((at(0), at(1), at(3)), (70, 3, 0));
         assert_eq!((number(status, "PPid:"), number(status, "Uid:")), (Some(7), Some(1000)));
+    }
+
+    #[test]
+    fn states_are_marked_as_by_ps() {
+        let of = |stat: &str, pid| state(stat, &fields(stat).expect("fields").1, pid);
+        let stat = "12 (a) b) S 1 12 12 34816 12 0 0 0 0 0 5 5 0 0 20 5 3 0 9 100 7";
+        assert_eq!((of(stat, 12), of(stat, 13)), ("SNsl+".to_owned(), "SNl+".to_owned()));
+        assert_eq!(of("1 (x)", 1), "");
     }
 
     #[test]
@@ -150,6 +204,7 @@ mod tests {
     fn this_process_is_found() {
         let found = look(std::process::id() as i32, 0, 100).expect("it is there");
         assert_eq!(found.info.pid, std::process::id());
+        assert!(found.info.resident_bytes > 4096 && found.info.memory_permille < 1000);
         let now = boot_time_ns() + i64::try_from(found.started_ns).expect("a time");
         assert!(now > 1_600_000_000_000_000_000);
     }

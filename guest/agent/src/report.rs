@@ -280,6 +280,13 @@ mod tests {
             words("create container hooks: Timeout"),
             "error running createContainer hook: it ran past its timeout"
         );
+        let none = words(
+            "create container hooks: CommandExecute(Os { code: 2, kind: NotFound, message: \"No such file or directory\" })",
+        );
+        assert!(
+            none.starts_with("error running createContainer hook: no such file or directory: "),
+            "{none}"
+        );
     }
 
     #[test]
