@@ -150,8 +150,16 @@ pub fn change(paths: &[PathBuf], limits: &Limits) -> Result<(), Error> {
 /// # Errors
 /// [`Error::System`]
 pub fn join(paths: &[PathBuf]) -> Result<(), Error> {
+    admit(paths, own_pid())
+}
+
+/// Moves that process into groups, as [`join`] this one.
+///
+/// # Errors
+/// [`Error::System`]
+pub fn admit(paths: &[PathBuf], pid: i32) -> Result<(), Error> {
     for path in paths {
-        match move_to(path) {
+        match move_to(path, pid) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             other => other.map_err(failed("enter the cgroup", path))?,
         }
@@ -189,7 +197,7 @@ impl Group {
     fn enter(&self, limits: &Limits, member: &mut Member) -> Result<(), Error> {
         self.hierarchy.make(&self.path).map_err(failed("make the cgroup", &self.path))?;
         set(&self.hierarchy, &self.path, limits)?;
-        move_to(&self.path).map_err(failed("enter the cgroup", &self.path))?;
+        move_to(&self.path, own_pid()).map_err(failed("enter the cgroup", &self.path))?;
         member.home.push(self.hierarchy.own());
         Ok(())
     }
@@ -198,8 +206,13 @@ impl Group {
 impl Member {
     /// Moves this process back to where it was, so that the groups can be removed.
     pub fn leave(self) {
-        for home in self.home {
-            if let Err(error) = move_to(&home) {
+        self.send_home(own_pid());
+    }
+
+    /// Moves a process that was born in the groups to where this one was.
+    pub fn send_home(&self, pid: i32) {
+        for home in &self.home {
+            if let Err(error) = move_to(home, pid) {
                 tracing::warn!("cannot return to the cgroup {}: {error}", home.display());
             }
         }
@@ -217,8 +230,12 @@ fn is_populated(group: &Path) -> bool {
     fs::read_to_string(group.join("cgroup.procs")).is_ok_and(|text| !text.is_empty())
 }
 
-fn move_to(group: &Path) -> io::Result<()> {
-    fs::write(group.join("cgroup.procs"), std::process::id().to_string())
+fn move_to(group: &Path, pid: i32) -> io::Result<()> {
+    fs::write(group.join("cgroup.procs"), pid.to_string())
+}
+
+fn own_pid() -> i32 {
+    nix::unistd::getpid().as_raw()
 }
 
 /// Removes groups with those below them, once what was in them has ended. Ones that are gone are no error; ones that other processes use, those of

@@ -95,6 +95,11 @@ impl Place {
     }
 }
 
+/// What failed because a signal had ended the attempt, and the machine with it, is told as that.
+fn cause(watch: &Option<Watch>, error: Error) -> Error {
+    watch.as_ref().and_then(Watch::interrupted).map_or(error, Error::Interrupted)
+}
+
 impl Monitor {
     /// Reads the bundle and writes the record. From here on [`Monitor::leave`] has to be called.
     ///
@@ -159,7 +164,7 @@ impl Monitor {
             Role::Member(sandbox) => self.join(&sandbox, signals)?,
             Role::Alone | Role::Sandbox => self.boot(signals)?,
         };
-        let console = self.make(spec, streams, preserved)?;
+        let console = self.make(spec, streams, preserved).map_err(|error| cause(&watch, error))?;
         if let Some(watch) = watch {
             let agent = self.agent()?.clone();
             watch.forward_to(&agent, &self.request.id, console).map_err(Error::Interrupted)?;
@@ -305,14 +310,17 @@ impl Monitor {
         self.timeline.mark("network.attached");
         let network = self.network.insert(network);
         let hostname = self.bundle.spec.hostname().clone().unwrap_or_default();
+        let is_away = self.member.is_some() && booting.vm().makes_template();
         let ready = booting.ready(&hostname, &mut self.timeline);
-        let sandbox = ready.map_err(|error| match watch.as_ref().and_then(Watch::interrupted) {
-            Some(signal) => Error::Interrupted(signal),
-            None => error.into(),
-        })?;
+        let sandbox = ready.map_err(|error| cause(&watch, error.into()))?;
+        if is_away {
+            // Before anything of the container's runs in it.
+            cgroup::admit(&self.record.cgroups, sandbox.vm.record().pid)?;
+        }
         let resolver = Resolver::new(&self.bundle);
-        self.record =
-            network.configure(&self.store, &self.request.id, attached?, &sandbox.agent, resolver)?;
+        self.record = network
+            .configure(&self.store, &self.request.id, attached?, &sandbox.agent, resolver)
+            .map_err(|error| cause(&watch, error))?;
         if self.role == Role::Sandbox {
             network.forward_ports(&sandbox.agent)?;
         }
@@ -381,6 +389,10 @@ impl Monitor {
         let plan = Plan::new(&self.request.id, &state_dir, &self.config, &guest, &bounds, disks, spec);
         self.timeline.mark("rt.planned");
         let booting = sandbox::launch(&plan, &*hypervisor, &mut self.timeline)?;
+        if let Some(member) = self.member.as_ref().filter(|_| booting.vm().makes_template()) {
+            // The memory of a template, and of the boot that it is made of, is no single container's to pay for.
+            member.send_home(booting.vm().record().pid);
+        }
         self.record = self.store.change(&self.request.id, |record| {
             record.vm = Some(booting.vm().record());
             record.fsd = ProcessId::of(booting.fsd().pid());

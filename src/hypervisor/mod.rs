@@ -229,6 +229,11 @@ pub trait Vm {
     /// Readable once the VMM process has ended.
     fn pidfd(&self) -> BorrowedFd<'_>;
 
+    /// Whether its boot is to serve later machines, too.
+    fn makes_template(&self) -> bool {
+        false
+    }
+
     /// The next connection that the guest makes to the host's beacon port (`rt_proto::BEACON_PORT`). Returns early with
     /// [`Error::Ended`] when the VMM ends first.
     ///

@@ -35,6 +35,28 @@ fn run(bundle: &mut Bundle, script: &str) -> (Ended, bool) {
     (ended, resumed)
 }
 
+/// It serves others, too, and outlives the container.
+#[test]
+fn a_template_is_not_the_first_containers_to_pay_for() {
+    let mut bundle = of_a_new_kind("");
+    bundle.config["linux"]["cgroupsPath"] = format!("/rt-test/{}", bundle.id).into();
+    bundle.args(&["/bin/sleep", "1000"]);
+    let used = [0, 1].map(|_| {
+        let container = bundle.create(&[]);
+        let group = container.record()["cgroups"][0].as_str().unwrap().to_owned();
+        let members = fs::read_to_string(format!("{group}/cgroup.procs")).unwrap();
+        let vmm = container.record()["vm"]["pid"].to_string();
+        assert!(members.lines().any(|pid| pid == vmm), "{vmm} is not in {members}");
+        let memory = fs::read_to_string(format!("{group}/memory.current"));
+        container.rt(&["delete", "--force"]).says(&[]);
+        memory.map_or(0, |bytes| bytes.trim().parse::<u64>().unwrap() >> 20)
+    });
+    // Emulated machines make none, and have their memory in the group.
+    if place() == Place::Kvm {
+        assert!(used[0] < used[1] + 8, "{used:?} MiB");
+    }
+}
+
 #[test]
 fn the_second_of_a_kind_starts_from_the_firsts_template() {
     let mut bundle = of_a_new_kind("");

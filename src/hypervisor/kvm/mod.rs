@@ -151,6 +151,10 @@ impl Vm for KvmVm {
         self.process.pidfd()
     }
 
+    fn makes_template(&self) -> bool {
+        matches!(self.template, Some((Template::Make(_), _)))
+    }
+
     fn accept(&mut self, deadline: Instant) -> Result<OwnedFd, VmError> {
         let uplink = std::os::fd::AsFd::as_fd(&self.uplink);
         self.process.wait_readable_or_end(uplink, deadline)?;
