@@ -4,7 +4,7 @@
 set -uo pipefail
 cd "$(dirname "$0")"
 passed=0 failed=0
-for caller in "${@:-conmon podman containerd shim cri docker node elsewhere installed}"; do
+for caller in "${@:-conmon podman containerd shim crash cri docker node elsewhere installed}"; do
   for name in $caller; do
     for try in '' ', once more'; do
       echo "== $name$try"

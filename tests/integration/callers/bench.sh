@@ -3,32 +3,21 @@
 . "$(dirname "$0")/lib.sh"
 
 rounds=7 namespace=rt-bench-$$
-mkdir -p "$work/image" "$work/bin"
-lay_rootfs "$work/image"
-ln -s "$RT" "$work/bin/containerd-shim-rt-v2"
+. tests/integration/callers/ctr.sh
 containerd_config </dev/null
-PATH=$work/bin:$PATH containerd -c "$work/config.toml" >"$work/containerd.log" 2>&1 &
-daemon=$!
 finish() {
-  local id
-  kill "$daemon" 2>/dev/null; wait "$daemon" 2>/dev/null
-  # Of what failed something may run.
-  for id in $("$RT" --root "/run/containerd/rt/$namespace" list -q 2>/dev/null); do
-    "$RT" --root "/run/containerd/rt/$namespace" delete --force "$id"
-  done
-  # The namespace's, in which both shims had their states, and the cgroups' parent.
-  rmdir "/run/containerd/rt/$namespace" "/run/containerd/runc/$namespace" 2>/dev/null
-  find /sys/fs/cgroup -depth -type d -name "$namespace" -exec rmdir {} + 2>/dev/null
+  end_all
+  # Where runc's shim had its states.
+  rmdir "/run/containerd/runc/$namespace" 2>/dev/null
   rm -rf --one-file-system "$work"
 }
 trap finish EXIT
-ctr() { command ctr -a "$work/containerd.sock" -n "$namespace" "$@"; }
-within 60 ctr version >/dev/null || { tail "$work/containerd.log"; exit 1; }
+start_containerd || exit 1
 
 # once RUNTIME: milliseconds from fork to exit. A process that is waited for, not a clock in it: the shell's own.
 once() {
   local begin=${EPOCHREALTIME/./} output
-  output=$(ctr run --rm --runtime "$1" --rootfs "$work/image" "b$RANDOM$RANDOM" /bin/echo hi 2>&1) || { echo "$1: $output" >&2; return 1; }
+  output=$(ctr run --rm --runtime "$1" --rootfs "$root" "b$RANDOM$RANDOM" /bin/echo hi 2>&1) || { echo "$1: $output" >&2; return 1; }
   [ "$output" = hi ] || { echo "$1 said $output" >&2; return 1; }
   echo $(((${EPOCHREALTIME/./} - begin) / 1000))
 }

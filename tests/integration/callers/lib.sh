@@ -79,6 +79,8 @@ lay_rootfs() {
 # Processes of rt that carry this in their arguments, or nothing.
 processes_of() { pgrep -af "rt (monitor|fsd|vsockd|vmm) .*$1|rt-$1"; }
 
+vmm_of() { pgrep -f "rt vmm .*$1|-name rt-$1 "; }
+
 no_processes_of() { ! processes_of "$1"; }
 
 # At the end of each script.
@@ -88,17 +90,3 @@ summary() {
   [ $((passed + failed)) -gt 0 ] && [ $failed -eq 0 ]
 }
 
-# containerd_config: $work/config.toml, for a containerd without CRI in $work; standard input is added.
-containerd_config() {
-  {
-    cat <<TOML
-version = 2
-root = "$work/root"
-state = "$work/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
-[grpc]
-  address = "$work/containerd.sock"
-TOML
-    cat
-  } >"$work/config.toml"
-}

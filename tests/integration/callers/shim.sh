@@ -1,45 +1,17 @@
 #!/bin/bash
 # containerd 1.6 with rt's own shim: the runtime io.containerd.rt.v2, by ctr.
 . "$(dirname "$0")/lib.sh"
-. tests/integration/callers/image.sh
-
 namespace=rt-shim-$$
-mkdir -p "$work/image" "$work/bin"
-lay_rootfs "$work/image"
-ln -s "$RT" "$work/bin/containerd-shim-rt-v2"
+. tests/integration/callers/image.sh
+. tests/integration/callers/ctr.sh
+
 ln -s "$RT" "$work/bin/containerd-shim-kata-v2"
 containerd_config </dev/null
-daemon=
-start_containerd() {
-  PATH=$work/bin:$PATH containerd -c "$work/config.toml" >>"$work/containerd.log" 2>&1 &
-  daemon=$!
-  within 30 ctr version
-}
-# end_containerd SIGNAL
-end_containerd() { kill -"$1" "$daemon"; wait "$daemon" 2>/dev/null; daemon=; }
-ctr() { command ctr -a "$work/containerd.sock" -n "$namespace" "$@"; }
-finish() {
-  local id
-  [ -z "$daemon" ] || end_containerd TERM
-  # Of what failed something may run.
-  for id in $("$RT" --root "/run/containerd/rt/$namespace" list -q 2>/dev/null); do
-    "$RT" --root "/run/containerd/rt/$namespace" delete --force "$id"
-  done
-  rmdir "/run/containerd/rt/$namespace" 2>/dev/null
-  # The parent of its containers' cgroups, which stays for the next one, as with runc; there is none.
-  find /sys/fs/cgroup -depth -type d -name "$namespace" -exec rmdir {} + 2>/dev/null
-}
-trap finish EXIT
-start_containerd || { tail "$work/containerd.log"; exit 1; }
+start_containerd || exit 1
 make_image "$work/busybox.tar" rt.test/busybox:1 "$work/image"
 ctr image import "$work/busybox.tar" >/dev/null || exit 1
 
-runtime=io.containerd.rt.v2
-root=$work/image
 run() { ctr run --rm --runtime $runtime --rootfs "$@"; }
-# A script's words for ctr, where a function cannot be called.
-ctr_="ctr -a $work/containerd.sock -n $namespace"
-shim_of() { pgrep -f "containerd-shim-rt-v2 -namespace $namespace -id $1 "; }
 
 ctr events >"$work/events" 2>&1 &
 events=$!
@@ -87,7 +59,6 @@ bad_config() {
 }
 check shim::config_path bad_config
 
-in_state() { grep -q "^$1 .*$2" <<<"$(ctr task ls)"; }
 started() {
   ctr run -d --runtime $runtime --rootfs "$root" "$1" sh -c 'trap "exit 3" TERM; while :; do sleep 0.1; done' || return
   in_state "$1" RUNNING
@@ -149,7 +120,6 @@ check shim::kill_of_a_stopped_one sh -c "$ctr_ task kill d 2>&1 | grep -q 'not f
 deleted() { ctr task delete d 2>&1 | grep -q 'exit code 3'; }
 check shim::delete deleted
 check shim::remove ctr container rm d
-gone() { ! shim_of "$1"; }
 check shim::shim_has_ended within 10 gone d
 
 # The shim dies: containerd cleans up.
@@ -160,57 +130,12 @@ crashed() {
 }
 check shim::crash_is_cleaned_up crashed
 check shim::nothing_is_left_of_the_crash within 30 no_processes_of f
-no_state() { [ -z "$("$RT" --root "/run/containerd/rt/$namespace" list -q)" ]; }
 check shim::no_state_is_left within 10 no_state
 ctr task delete f >/dev/null 2>&1; ctr container rm f
 
-# containerd dies while a container is made: the next one finds it, or removes what there is of it.
-half_made() {
-  ctr run -d --runtime $runtime --rootfs "$root" q sleep 1000 >/dev/null 2>&1 &
-  sleep "$1"
-  end_containerd KILL; wait $!
-  start_containerd || return
-  sleep 1
-  # It may have been made whole.
-  ctr task kill -s SIGKILL q && within 20 in_state q STOPPED
-  ctr task delete q; ctr container rm q
-  within 30 gone q && within 10 no_state && within 10 no_processes_of q
-}
-for moment in 0.3 1 2; do
-  check_here shim::containerd_dies_after_$moment half_made $moment
-done
-
-# The same in the middle of other calls: what was asked has happened or has not, and the container can be had away.
-# [terminal=-t] [delay=SECONDS] during CALL…: of ctr, for a container q that runs.
-during() {
-  # A client on a terminal tells its size at once; one without has no input, which it tells at once.
-  client() { if [ -n "${terminal-}" ]; then script -qec "$*" /dev/null; else "$@"; fi </dev/null; }
-  client $ctr_ run -d ${terminal-} --runtime $runtime --rootfs "$root" q sleep 1000 || return
-  [ "$2" != resume ] || ctr task pause q || return
-  client $ctr_ "$@" >/dev/null 2>&1 &
-  local client=$!
-  sleep "${delay:-0.05}"
-  end_containerd KILL; wait $client
-  start_containerd || return
-  ctr task resume q 2>/dev/null
-  ctr task kill -s SIGKILL q 2>/dev/null
-  # It may have ended before, or be about to.
-  within 30 sh -c "! $ctr_ task ls | grep '^q ' | grep -qv STOPPED" || return
-  ctr task delete q; ctr container rm q
-  within 30 gone q && within 10 no_state && within 10 no_processes_of q
-}
-for call in 'exec --exec-id x q sleep 1' 'pause q' 'resume q' 'ps q' 'attach q' 'kill -s SIGKILL q' 'metrics q' 'delete -f q'; do
-  check_here shim::containerd_dies_in_${call%% *} during task $call
-done
-delay=0.2 check_here shim::containerd_dies_in_close_io during task attach q
-terminal=-t delay=0.2 check_here shim::containerd_dies_in_resize during task attach q
-for moment in 0.3 0.6 1; do
-  delay=$moment check_here shim::containerd_dies_in_shutdown_after_$moment during task delete -f q
-done
-
 # Its client is gone, and with it who reads.
 unread() {
-  command ctr -a "$work/containerd.sock" -n "$namespace" run --runtime $runtime --rootfs "$root" y yes >/dev/null &
+  command $ctr_ run --runtime $runtime --rootfs "$root" y yes >/dev/null &
   local client=$!
   within 30 in_state y RUNNING && kill -KILL $client && ctr task kill -s SIGKILL y && within 40 in_state y STOPPED &&
     ctr task delete y
@@ -218,7 +143,6 @@ unread() {
 }
 check shim::unread_output_ends_with_sigkill unread
 
-no_shim() { ! pgrep -af "containerd-shim-(rt|kata)-v2 -namespace $namespace "; }
 check shim::no_shim_is_left within 10 no_shim
 check shim::nothing_is_left no_processes_of "$work"
 end_containerd TERM
