@@ -197,6 +197,30 @@ no_shim() { ! pgrep -f "containerd-shim-rt-v2 .*-address $socket"; }
 check cri::no_shim_is_left within 10 no_shim
 pod=
 
+# A pod whose machine or shim is killed: its containers have died of it, it can be had away, and the next of its name comes up.
+# died WHOSE CODE…
+died() {
+  local victim=$1 name; shift
+  ran rt && pod=$(cat "$work/pod") || return
+  for name in one two; do created $name "$loop" && started "$(cat "$work/$name")" || return; done
+  one=$(cat "$work/one") two=$(cat "$work/two")
+  # shellcheck disable=SC2046
+  kill -KILL $($victim "$pod") || return
+  for name in $one $two; do within 60 in_state $name 2 && code_is "$name" "$@" || return; done
+  within 30 no_processes_of "$pod" || return
+  for name in $one $two; do cri RemoveContainer container_id=$name || return; done
+  cri StopPodSandbox pod_sandbox_id="$pod" && cri RemovePodSandbox pod_sandbox_id="$pod" && within 20 gone && within 10 no_shim || return
+  ran rt && pod=$(cat "$work/pod") && created one "$loop" && started "$(cat "$work/one")" && says alive executed "$(cat "$work/one")" 'echo alive' &&
+    cri StopPodSandbox pod_sandbox_id="$pod" && cri RemovePodSandbox pod_sandbox_id="$pod" && pod=
+}
+code_is() {
+  local code; code=$(cri ContainerStatus container_id="$1" | field status.exit_code)
+  case " ${*:2} " in *" $code "*) ;; *) echo "exit code $code"; return 1 ;; esac
+}
+shim_of() { pgrep -f "containerd-shim-rt-v2 -namespace k8s.io -id $1 "; }
+check_here cri::machine_is_killed died vmm_of 137 255
+check_here cri::shim_is_killed died shim_of 137 255
+
 # The kubelet's next attempt works, whatever came of the first.
 died_in_pod() {
   died_in RunPodSandbox "${sandbox[@]}" config.metadata.attempt=1 runtime_handler=rt || return
