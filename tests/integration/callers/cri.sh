@@ -32,6 +32,15 @@ state = "$work/state"
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "native"
     default_runtime_name = "rt"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runcs]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runcs.options]
+        BinaryName = "$RT"
+        Root = "$work/runcs"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.configured]
+      runtime_type = "io.containerd.rt.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.configured.options]
+        ConfigPath = "$work/rt.toml"
     [plugins."io.containerd.grpc.v1.cri".containerd.untrusted_workload_runtime]
       runtime_type = "io.containerd.runtime.v1.linux"
       runtime_engine = "$RT"
@@ -233,6 +242,47 @@ died_in_pod() {
 }
 check_here cri::containerd_dies_in_run_pod died_in_pod
 pod=
+
+# pod_of HANDLER COMMAND…: that succeeds for a pod of two containers, which then stop and go.
+pod_of() {
+  local handler=$1 name; shift
+  ran "$handler" "${of_pod[@]}" && pod=$(cat "$work/pod") || return
+  for name in one two; do created $name "$loop" "${of_container[@]}" && started "$(cat "$work/$name")" || return; done
+  one=$(cat "$work/one") two=$(cat "$work/two")
+  "$@" && cri StopContainer container_id="$one" timeout=20 && within 10 exited && says alive executed "$two" 'echo alive' &&
+    cri StopPodSandbox pod_sandbox_id="$pod" && within 10 ended && cri RemovePodSandbox pod_sandbox_id="$pod" &&
+    within 20 no_processes_of "$pod" && pod=
+}
+of_pod=() of_container=()
+by_runcs_shim() { one_machine && within 30 logged two up && says pod-host executed "$two" hostname; }
+# The next one does not suffer from what is left of one that failed.
+check_pod() {
+  check_here "$1" pod_of "${@:2}"
+  [ -z "$pod" ] || { cri StopPodSandbox pod_sandbox_id="$pod"; cri RemovePodSandbox pod_sandbox_id="$pod"; pod=; } >/dev/null 2>&1
+}
+check_pod cri::runcs_shim runcs by_runcs_shim
+of_pod=(config.linux.security_context.privileged=true) of_container=({config,sandbox_config}.linux.security_context.privileged=true)
+# containerd gives the capabilities that it has itself.
+privileged() {
+  says mounted executed "$one" 'mount -t tmpfs none /tmp && echo mounted' && says none executed "$one" 'ls /dev/kvm /dev/loop-control 2>/dev/null || echo none' &&
+    says "$(sed -n s/CapEff:.//p /proc/self/status)" executed "$one" 'sed -n s/CapEff:.//p /proc/self/status'
+}
+check_pod cri::privileged rt privileged
+of_pod=() of_container=()
+printf '[hypervisor]\nkernel_parameters = "rt.test=configured"\n' >"$work/rt.toml"
+configured() { executed "$one" 'cat /proc/cmdline' | grep rt.test=configured; }
+check_pod cri::config_path configured configured
+# What a container holds and burns is what is told of it: between two looks from within.
+used() {
+  local usage='sed -n s/usage_usec.//p /sys/fs/cgroup/cpu.stat' before after told memory stats busy
+  created busy 'x=$(head -c 30000000 /dev/zero | tr \"\\0\" x); echo up; while :; do :; done' && busy=$(cat "$work/busy") && started "$busy" &&
+    within 60 logged busy up || return
+  before=$(executed "$busy" "$usage") && sleep 2 && stats=$(cri ContainerStats container_id="$busy") && after=$(executed "$busy" "$usage") || return
+  told=$(($(field stats.cpu.usage_core_nano_seconds.value <<<"$stats") / 1000)) memory=$(field stats.memory.working_set_bytes.value <<<"$stats")
+  echo "cpu $before <= $told <= $after; memory $memory"
+  [ $((before + 500000)) -le $told ] && [ $told -le "$after" ] && [ "$memory" -ge 30000000 ] && [ "$memory" -lt 100000000 ]
+}
+check_pod cri::stats_are_what_is_used rt used
 
 # containerd's v1 runtime, for pods that call themselves untrusted.
 check cri::untrusted_pod_runs ran '' 'config.annotations={"io.kubernetes.cri.untrusted-workload": "true"}'
