@@ -82,12 +82,66 @@ execs() {
   [ "$(cat "$work/exits/base")" = 5 ] && grep -q inside "$work/exec1.log" && rm "$work/exits/base"
 }
 
+# CRI-O's pod, on the bundles that it wrote and in the order of its calls (fixtures): a sandbox s, containers a and b, in a network namespace.
+net=rtconmon$$
+# member WHO SCRIPT: its bundle.
+member() {
+  bundle=$work/pod/$1
+  rm -rf "$bundle"; mkdir -p "$bundle"
+  python3 - "$bundle" "$work/bundle/rootfs" "$net" "$@" "$(cat "$work/s$$.pid" 2>/dev/null)" <<'PY'
+import json, os, sys
+bundle, rootfs, net, who, script, sandbox = sys.argv[1:]
+config = json.load(open(f"tests/integration/fixtures/crio-1.13-{'sandbox' if who == 's' else 'container'}.json"))
+config["root"]["path"] = rootfs
+config["process"]["args"] = ["/bin/sh", "-c", script]
+number = net.removeprefix("rtconmon")
+config["linux"]["cgroupsPath"] = f"/rt-callers/{who}{number}"
+config["annotations"].update({"io.kubernetes.cri-o.ContainerID": who + number, "io.kubernetes.cri-o.SandboxID": "s" + number})
+for namespace in config["linux"]["namespaces"]:
+    if namespace["type"] == "network":
+        namespace["path"] = f"/run/netns/{net}"
+    elif "path" in namespace:
+        namespace["path"] = f"/proc/{sandbox}/ns/{namespace['type']}"
+for index, mount in enumerate(config["mounts"]):
+    if mount["source"].startswith("/"):
+        mount["source"] = source = f"{bundle}/source-{index}"
+        os.mkdir(source) if mount["destination"] == "/dev/shm" else open(source, "w").close()
+json.dump(config, open(f"{bundle}/config.json", "w"))
+PY
+}
+up() {
+  local who loop='trap "exit 3" TERM; while :; do sleep 0.1; done'
+  rm -f "$work/exits"/[sab]$$
+  member s 'exec sleep 1000' && monitor s$$ && within 60 created s$$ && rt start s$$ || return
+  for who in a b; do member $who "$loop" && monitor $who$$ && within 60 created $who$$ || return; done
+  rt start a$$ && rt start b$$
+}
+exit_is() { within 60 test -s "$work/exits/$1$$" && says "$2" cat "$work/exits/$1$$"; }
+inside() { rt exec "$1$$" sh -c "$2"; }
+pod() {
+  up || return
+  inside a 'httpd -p 127.0.0.1:80 -h /etc' && says root:x:0: inside b 'wget -q -O - http://127.0.0.1/group' &&
+    within 30 busybox ping -c 1 -W 1 10.215.7.2 || return
+  rt kill b$$ TERM && exit_is b 3 && says alive inside a 'echo alive' && rt kill a$$ TERM && exit_is a 3 &&
+    rt kill s$$ TERM && rt kill s$$ KILL && exit_is s 137 && down
+}
+down() { local who; for who in a b s; do rt delete --force $who$$ || return; done; }
+# Whose process is the machine's keeper cannot say how it ended; the others were killed with it.
+pods_machine_is_killed() { up && kill -KILL "$(vmm_of s$$)" && exit_is s 255 && exit_is a 137 && exit_is b 137 && within 10 no_processes_of s$$ && down; }
+end_network() { ip link del "rtc$$" 2>/dev/null; ip netns del $net; rmdir /sys/fs/cgroup/*/rt-callers /sys/fs/cgroup/rt-callers 2>/dev/null; }
+mkdir -p "$work/bundle/rootfs/run"; touch "$work/bundle/rootfs/etc"/{hosts,hostname,resolv.conf}
+ip netns add $net && trap end_network EXIT
+ip link add "rtc$$" type veth peer name eth0 netns $net && ip addr add 10.215.7.1/30 dev "rtc$$" && ip link set "rtc$$" up &&
+  ip -n $net addr add 10.215.7.2/30 dev eth0 && ip -n $net link set eth0 up && ip -n $net link set lo up
+
 check conmon::output_and_exit_code output_and_exit_code
 check conmon::conmon_ends_with_the_container conmon_ends_with_the_container
 check conmon::killed killed
 check conmon::terminal terminal
 check conmon::failure_is_told failure_is_told
 check conmon::execs execs
-for id in plain ends killed tty bad base; do rt delete --force "$id"; done
+check conmon::crio_pod pod
+check conmon::machine_of_a_crio_pod_is_killed pods_machine_is_killed
+for id in s$$ a$$ b$$ plain ends killed tty bad base; do rt delete --force "$id"; done
 check conmon::nothing_is_left within 10 sh -c "[ -z \"\$(ls -A '$work/run')\" ]"
 summary
