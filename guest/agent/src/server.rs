@@ -236,15 +236,12 @@ impl Shared {
         Ok(pid)
     }
 
-    /// Does `kill` when the stream of that number ends; 0 is none.
+    /// Does `kill` when the stream ends.
     ///
     /// # Errors
     /// For the user.
-    pub fn tie(&self, lifeline: u64, kill: impl FnOnce() + Send + 'static) -> Result<(), String> {
-        if lifeline == 0 {
-            return Ok(());
-        }
-        let stream = self.streams.take(lifeline).map_err(|error| error.to_string())?;
+    pub fn tie(lifeline: Option<OwnedFd>, kill: impl FnOnce() + Send + 'static) -> Result<(), String> {
+        let Some(stream) = lifeline else { return Ok(()) };
         let watch = move || {
             // Nothing is ever said on it.
             let _ = File::from(stream).read(&mut [0]);
@@ -355,15 +352,22 @@ impl Shared {
         lock(&self.containers).values().cloned().collect()
     }
 
-    fn take(&self, names: &Names) -> Result<Streams, String> {
-        let stream = |number: u64| match number {
+    /// The stream of that number; none by the number 0.
+    ///
+    /// # Errors
+    /// For the user.
+    pub fn stream(&self, number: u64) -> Result<Option<OwnedFd>, String> {
+        match number {
             0 => Ok(None),
             number => self.streams.take(number).map(Some).map_err(|error| error.to_string()),
-        };
+        }
+    }
+
+    fn take(&self, names: &Names) -> Result<Streams, String> {
         let [input, output, error] = names.standard;
         Ok(Streams {
-            terminal: stream(names.terminal)?,
-            standard: [stream(input)?, stream(output)?, stream(error)?],
+            terminal: self.stream(names.terminal)?,
+            standard: [self.stream(input)?, self.stream(output)?, self.stream(error)?],
             preserved: self.take_preserved(&names.preserved)?,
         })
     }
@@ -374,10 +378,7 @@ impl Shared {
             return Err(format!("{} descriptors are too many to preserve", wanted.len()));
         }
         let take = |one: &wire::PreservedDescriptor| {
-            let stream = match one.stream {
-                0 => None,
-                number => Some(self.streams.take(number).map_err(|error| error.to_string())?),
-            };
+            let stream = self.stream(one.stream)?;
             Ok(Preserved { stream, readable: one.readable, writable: one.writable })
         };
         wanted.iter().map(take).collect()

@@ -77,9 +77,11 @@ impl Agent for Service {
         let preserved = request.preserved;
         let names = Names { terminal: request.terminal, standard, preserved };
         let size = (request.terminal_rows, request.terminal_columns);
-        let made = self.0.make(&container, &request.spec, &names, size, request.notify).and_then(|pid| {
+        // The lifeline first, so that none is left over when the rest fails.
+        let made = self.0.stream(request.lifeline).and_then(|lifeline| {
+            let pid = self.0.make(&container, &request.spec, &names, size, request.notify)?;
             let tied = container.clone();
-            self.0.tie(request.lifeline, move || tied.abandoned())?;
+            Shared::tie(lifeline, move || tied.abandoned())?;
             Ok(pid)
         });
         match made {
@@ -371,10 +373,11 @@ impl Service {
     ) -> ttrpc::Result<wire::ExecProcessResponse> {
         let container = self.0.container(&request.container_id)?;
         let process = self.0.add_exec(&container, &request.exec_id)?;
-        let made = make(&self.0, &container, &process, request).and_then(|pid| {
+        let made = self.0.stream(request.lifeline).and_then(|lifeline| {
+            let pid = make(&self.0, &container, &process, request)?;
             let tied = process.clone();
             // It may have ended; nothing else has its number then.
-            self.0.tie(request.lifeline, move || {
+            Shared::tie(lifeline, move || {
                 let _ = tied.signal(libc::SIGKILL);
             })?;
             Ok(pid)

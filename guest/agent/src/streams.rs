@@ -52,6 +52,10 @@ impl Registry {
             return Err(Error::Duplicate(number));
         }
         if waiting.len() >= LIMIT {
+            // Of calls that failed before they took theirs: the host has closed them.
+            waiting.retain(|_, stream| !sys::is_hung_up(stream.as_fd()));
+        }
+        if waiting.len() >= LIMIT {
             return Err(Error::Full);
         }
         waiting.insert(number, stream);
@@ -181,6 +185,13 @@ mod tests {
             registry.add(number, stream()).expect("added");
         }
         assert_eq!(registry.add(0, stream()), Err(Error::Full));
+        assert!(registry.take(7).is_ok());
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        registry.add(7, theirs.into()).expect("added");
+        assert_eq!(registry.add(0, stream()), Err(Error::Full));
+        drop(ours);
+        registry.add(0, stream()).expect("the one that was closed makes room");
+        assert!(!registry.lock().contains_key(&7));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// Most descriptors that travel beside one message.
 pub const MAX_DESCRIPTORS: usize = 48;
@@ -15,6 +16,13 @@ pub fn monotonic_ns() -> u64 {
         Ok(time) => time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64,
         Err(_) => 0,
     }
+}
+
+/// Whether the other end of a connection has been closed, both ways.
+pub fn is_hung_up(connection: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(connection, PollFlags::empty())];
+    poll(&mut fds, PollTimeout::ZERO).is_ok()
+        && fds[0].revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
 }
 
 /// Loads a kernel module from an open file.
