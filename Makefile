@@ -107,13 +107,17 @@ lint:
 unit-test:
 	$(call need,$(build_packages))
 	cargo test --locked --workspace --lib --bins
+	@[ "$$(id -u)" = 0 ] || export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=sudo; \
+	cargo test --locked --test jail --test guest_files
 
 # What integration tests need; prints the test program.
 integration: rt quick-guest tuned-guest
 	$(call need,$(test_packages))
-	cargo test --locked --test integration --no-run
+	cargo test --locked --test integration --test guest_files --no-run
 	@mkdir -p target/test; \
-	cargo test --locked --test integration --no-run --message-format short 2>&1 | sed -n 's/.*Executable.*(\(.*\))$$/\1/p' > target/test/program
+	programs=$$(cargo test --locked --test integration --test guest_files --no-run --message-format short 2>&1 | sed -n 's/.*Executable.*(\(.*\))$$/\1/p'); \
+	grep /integration- <<<"$$programs" > target/test/program; \
+	tests/integration/place.sh "$$(grep /guest_files- <<<"$$programs")" target/test/guest_files
 
 integration-test:
 	@tests/integration/all.sh integration

@@ -81,7 +81,16 @@ fn the_guest_panics() {
     bundle.config["linux"]["readonlyPaths"] = json!([]);
     bundle.config["linux"]["maskedPaths"] = json!([]);
     bundle.capabilities(&["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE", "CAP_SYS_BOOT"]);
-    let ended = bundle.sh("echo before; echo c >/proc/sysrq-trigger; sleep 20; echo after");
+    bundle.args(&[
+        "/bin/sh",
+        "-c",
+        "echo before; read line; echo c >/proc/sysrq-trigger; sleep 20; echo after",
+    ]);
+    let mut running = bundle.call().stdin(Input::Open).start();
+    // What it said a moment ago may be lost with it.
+    running.says("before\n");
+    running.write("\n");
+    let ended = running.end();
     ended.code(1).stdout("before\n");
     one_line(&ended.stderr, &["virtual machine", "sysrq triggered crash"]);
 }

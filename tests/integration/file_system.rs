@@ -43,6 +43,49 @@ fn a_read_only_root_is_not_written() {
     assert!(!bundle.rootfs("x").exists() && bundle.rootfs("etc/passwd").exists());
 }
 
+/// The program that checks a file system, in the container.
+#[test]
+fn what_a_program_is_owed_it_gets() {
+    let mut bundle = Bundle::new();
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test/guest_files");
+    fs::copy(program, bundle.rootfs("bin/guest_files")).unwrap();
+    bundle.file("given/file", "given\n");
+    let given = bundle.path("given").to_str().unwrap().to_owned();
+    bundle.mount("/given", "bind", &given, &["bind", "ro"]);
+    bundle.capabilities(&[
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_DAC_READ_SEARCH",
+        "CAP_FOWNER",
+        "CAP_FSETID",
+        "CAP_KILL",
+        "CAP_MKNOD",
+        "CAP_SETFCAP",
+        "CAP_SETGID",
+        "CAP_SETUID",
+        "CAP_SYS_ADMIN",
+    ]);
+    bundle.config["process"]["env"] = json!(["PATH=/bin", "FILES=300"]);
+    let ended = bundle.sh("mkdir /work && guest_files /work /given");
+    assert!(ended.code(0).text().contains(" passed; 0 failed;"), "{ended}");
+}
+
+/// The guest is root there: what it makes of its own mounts is no matter of the host's.
+#[test]
+fn the_host_writes_nothing_that_is_read_only() {
+    let mut bundle = Bundle::new();
+    bundle.file("given/file", "given\n");
+    let given = bundle.path("given").to_str().unwrap().to_owned();
+    bundle.mount("/given", "bind", &given, &["bind", "ro"]);
+    bundle.config["root"]["readonly"] = json!(true);
+    bundle.capabilities(&["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
+    let script = "mount -o remount,bind,rw /given && mount -o remount,bind,rw / && grep -cE ' (/|/given) [^ ]+ rw' /proc/mounts; \
+        for path in /x /given/x /given/file; do (echo x >$path) 2>&1 | grep -o 'Read-only file system'; done";
+    bundle.sh(script).says(&["2", "Read-only file system", "Read-only file system", "Read-only file system"]);
+    assert_eq!(fs::read_to_string(bundle.path("given/file")).unwrap(), "given\n");
+    assert!(!bundle.path("given/x").exists() && !bundle.rootfs("x").exists());
+}
+
 #[test]
 fn owners_and_modes_of_the_host_are_seen() {
     let mut bundle = Bundle::new();
