@@ -33,16 +33,15 @@ impl Agent for Service {
         if request.version != rt_proto::PROTOCOL_VERSION {
             return Err(get_rpc_status(Code::FAILED_PRECONDITION, version_mismatch(request.version)));
         }
-        // Each part but the share is the better for being there, not needed.
+        // The clock and the name are the better for being there, not needed.
         if request.realtime_ns > 0
             && let Err(error) = sys::set_realtime(request.realtime_ns)
         {
             kmsg::warning!("cannot set the clock: {error}");
         }
-        if !request.entropy.is_empty()
-            && let Err(error) = sys::add_entropy(&request.entropy[..request.entropy.len().min(512)])
-        {
-            kmsg::warning!("cannot seed the random pool: {error}");
+        if !request.entropy.is_empty() {
+            sys::add_entropy(&request.entropy[..request.entropy.len().min(512)])
+                .map_err(|error| internal(format!("cannot seed the random generator: {error}")))?;
         }
         if !request.hostname.is_empty()
             && let Err(error) = nix::unistd::sethostname(&request.hostname)

@@ -33,7 +33,8 @@ pub fn load_module(file: &impl AsRawFd) -> nix::Result<()> {
     Errno::result(result).map(drop)
 }
 
-/// Credits `seed` to the kernel's random pool.
+/// Credits `seed` to the kernel's random pool, and has the generator begin anew with it: one that is ready, as in a machine that
+/// starts from a template, would go on from the template's state until its time is up.
 pub fn add_entropy(seed: &[u8]) -> io::Result<()> {
     // struct rand_pool_info of linux/random.h: two ints, then the bytes.
     let mut request = Vec::with_capacity(8 + seed.len());
@@ -45,7 +46,14 @@ pub fn add_entropy(seed: &[u8]) -> io::Result<()> {
     let command = nix::request_code_write!(b'R', 0x03, 8);
     // SAFETY: `request` holds the header with the length of the bytes after it; the kernel reads no more than that.
     Errno::result(unsafe { libc::ioctl(random.as_raw_fd(), command, request.as_ptr()) })?;
-    Ok(())
+    // RNDRESEEDCRNG is _IO('R', 0x07).
+    let command = nix::request_code_none!(b'R', 0x07);
+    // SAFETY: it takes no argument.
+    match Errno::result(unsafe { libc::ioctl(random.as_raw_fd(), command, 0) }) {
+        // One that is not ready begins with the seed.
+        Ok(_) | Err(Errno::ENODATA) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Sets the wall clock, in nanoseconds since the epoch.
