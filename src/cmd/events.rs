@@ -23,6 +23,9 @@ pub struct Arguments {
     id: String,
 }
 
+/// Between two questions for the guest's news.
+const BETWEEN_NEWS: Duration = Duration::from_millis(100);
+
 /// runc's, field by field.
 #[derive(Debug, Serialize)]
 struct Event<'a> {
@@ -80,14 +83,15 @@ impl Arguments {
 fn watch(store: &Store, config: &Config, id: &str, sender: &Sender<News>) {
     let mut seen = 0;
     while let Ok(watch) = container::watch_oom(store, config, id, seen) {
-        // A guest that counts backwards, or wildly, is told of once each time all the same.
         if watch.kills > seen && sender.send(News::Oom).is_err() {
             return;
         }
-        seen = watch.kills;
-        if watch.ended {
+        // A guest that counts backwards is not to be asked again and again, nor one that counts as fast as it is asked.
+        if watch.ended || watch.kills <= seen {
             break;
         }
+        seen = watch.kills;
+        std::thread::sleep(BETWEEN_NEWS);
     }
     // Nobody listens: then all is said.
     let _ = sender.send(News::Ended);

@@ -111,7 +111,8 @@ fn set_memory(host: &mut Record, wanted_mib: u32, config: &Config) -> Result<(),
     };
     let resize = |memory_mib: u32, patience| -> Result<u32, Error> {
         let more_mib = hypervisor::resize_memory(&vm, memory_mib - bounds.start.memory_mib, patience);
-        Ok(bounds.start.memory_mib.saturating_add(more_mib?))
+        // The VMM's word: it may have been the guest's.
+        Ok(bounds.start.memory_mib.saturating_add(more_mib?).min(bounds.most.memory_mib))
     };
     if wanted_mib > size.memory_mib {
         limit(host, wanted_mib)?;

@@ -4,7 +4,9 @@
 //! between. A process of its own carries one (`rt monitor`, or a foreground `rt run`: [`super::carry`]); a shim has a thread for
 //! each. What it acquires is owned by a value whose end releases it.
 
+use std::fs::OpenOptions;
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -489,7 +491,9 @@ fn to_json(spec: &Spec) -> Vec<u8> {
 /// CRI-O looks for this file.
 fn tell_oom(bundle: &Path) {
     let file = bundle.join("oom");
-    if let Err(error) = std::fs::write(&file, "") {
+    // Where the bundle has a link of that name, it leads nowhere.
+    let made = OpenOptions::new().write(true).create(true).custom_flags(libc::O_NOFOLLOW).open(&file);
+    if let Err(error) = made {
         tracing::warn!("cannot write {}: {error}", file.display());
     }
 }

@@ -2,10 +2,9 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::JoinHandle;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::Task as TaskService;
 use containerd_shim_protos::api::{
@@ -35,6 +34,11 @@ use crate::config::Config;
 use crate::container::{self, Ends, ExecRequest, Monitor, Request, StateError, Store};
 use crate::log;
 use crate::sandbox::Timeline;
+
+/// How long the end of a container waits for the last news of its memory, which the guest may never send.
+const LAST_NEWS: Duration = Duration::from_secs(2);
+/// Between two questions for such news.
+const BETWEEN_NEWS: Duration = Duration::from_millis(100);
 
 /// The service of one shim.
 pub struct Service {
@@ -220,11 +224,11 @@ impl Service {
         };
         let (events, id) = (Arc::clone(&self.events), container.id.clone());
         // Known once the container has come up; its end is told after.
-        let oom: Arc<Mutex<Option<JoinHandle<()>>>> = Arc::default();
+        let oom: Arc<Mutex<Option<Receiver<()>>>> = Arc::default();
         let watcher = Arc::clone(&oom);
         let ended = move |exit: &Exit| {
             if let Some(watcher) = lock(&watcher).take() {
-                let _ = watcher.join();
+                let _ = watcher.recv_timeout(LAST_NEWS);
             }
             tell_exit(&events, &id, &id, exit);
         };
@@ -233,11 +237,13 @@ impl Service {
         Ok(pid)
     }
 
-    /// Tells of processes that the guest killed for want of memory, until the container ends.
-    fn watch_oom(&self, container: &Container) -> Option<JoinHandle<()>> {
+    /// Tells of processes that the guest killed for want of memory, until the container ends; what it gives ends with that.
+    fn watch_oom(&self, container: &Container) -> Option<Receiver<()>> {
         let (store, config) = (self.store.clone(), container.config.clone());
         let (events, id) = (Arc::clone(&self.events), container.id.clone());
+        let (until, told) = mpsc::channel::<()>();
         let watch = move || {
+            let _until = until;
             let mut seen = 0;
             while let Ok(news) = container::watch_oom(&store, &config, &id, seen) {
                 if news.kills > seen {
@@ -249,10 +255,14 @@ impl Service {
                     break;
                 }
                 seen = news.kills;
+                // Nor one that counts as fast as it is asked.
+                std::thread::sleep(BETWEEN_NEWS);
             }
         };
         let started = std::thread::Builder::new().name("oom".into()).spawn(watch);
-        started.inspect_err(|error| tracing::warn!("nobody watches the memory of a container: {error}")).ok()
+        let started =
+            started.inspect_err(|error| tracing::warn!("nobody watches the memory of a container: {error}"));
+        started.ok().map(|_| told)
     }
 
     fn start_exec(&self, container: &Container, exec: &Exec) -> Result<u32, Refusal> {
