@@ -55,7 +55,10 @@ pub fn guest_spec(host: &Spec, paths: &GuestPaths, pod: Option<&GuestNamespaces>
         root.set_path(paths.root.clone());
     }
     for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
-        if let Some(path) = paths.binds.get(&index) {
+        let Some(path) = paths.binds.get(&index) else { continue };
+        if path == Path::new("/dev") && mount.destination() == Path::new("/dev") {
+            *mount = own_devices();
+        } else {
             mount.set_source(Some(path.clone()));
         }
     }
@@ -88,6 +91,18 @@ pub fn guest_spec(host: &Spec, paths: &GuestPaths, pod: Option<&GuestNamespaces>
         }
     }
     spec
+}
+
+/// A /dev as engines ask for it where it is not the host's: what a container has there is made in it.
+fn own_devices() -> Mount {
+    let options = ["nosuid", "strictatime", "mode=755", "size=65536k"].map(str::to_owned).to_vec();
+    let mut mount = Mount::default();
+    mount
+        .set_destination("/dev".into())
+        .set_typ(Some("tmpfs".into()))
+        .set_source(Some("tmpfs".into()))
+        .set_options(Some(options));
+    mount
 }
 
 /// Those that run in the guest.

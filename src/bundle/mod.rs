@@ -9,7 +9,9 @@ mod role;
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxResources, LinuxSeccompAction, LinuxSyscall, Process, Spec};
+use oci_spec::runtime::{Capability, LinuxResources, LinuxSeccompAction, LinuxSyscall, Process, Spec};
+use serde::Deserialize;
+use serde_json::Value;
 
 pub use guest_spec::{GuestNamespaces, GuestPaths, guest_spec, is_bind};
 pub use role::{Error as RoleError, Role};
@@ -137,7 +139,24 @@ fn read_spec(dir: &Path, path: &Path) -> Result<Spec, Error> {
         return Err(Error::TooLarge { path: path.into(), limit: MAX_CONFIG_BYTES });
     }
     let text = std::fs::read(path).map_err(read)?;
-    serde_json::from_slice(&text).map_err(|source| Error::Json { path: path.into(), source })
+    serde_json::from_slice(&text).or_else(|source| {
+        let spec = serde_json::from_slice(&text).ok().and_then(without_unknown_capabilities);
+        spec.ok_or(Error::Json { path: path.into(), source })
+    })
+}
+
+/// The spec without the capabilities that nobody here knows: a warning, as the runtime-spec has it.
+fn without_unknown_capabilities(mut spec: Value) -> Option<Spec> {
+    for set in spec.pointer_mut("/process/capabilities")?.as_object_mut()?.values_mut() {
+        set.as_array_mut()?.retain(|capability| {
+            let is_known = Capability::deserialize(capability).is_ok();
+            if !is_known {
+                tracing::warn!("ignoring unknown capability {}", printable(&capability.to_string(), 64));
+            }
+            is_known
+        });
+    }
+    serde_json::from_value(spec).ok()
 }
 
 fn validate(path: &Path, spec: &Spec) -> Result<(), Error> {
@@ -264,6 +283,16 @@ mod tests {
         assert!(problem(|c| c["linux"] = notify("mkdir")).contains("failed to connect with seccomp agent"));
         let mount = json!([{"destination": "/m", "options": ["bind"]}]);
         assert!(problem(|c| c["mounts"] = mount).contains("mounts[0].source is missing"));
+    }
+
+    #[test]
+    fn an_unknown_capability_is_passed_over() {
+        let sets = json!({"bounding": ["CAP_FLY", "CAP_KILL"], "effective": []});
+        let (_dir, loaded) = bundle(|c| c["process"]["capabilities"] = sets);
+        let spec = loaded.unwrap().spec;
+        let capabilities = spec.process().as_ref().unwrap().capabilities().clone().unwrap();
+        assert_eq!(capabilities.bounding().iter().flatten().collect::<Vec<_>>(), [&Capability::Kill]);
+        assert!(problem(|c| c["process"]["capabilities"] = json!("all")).contains("is not a valid"));
     }
 
     #[test]

@@ -31,6 +31,10 @@ pub enum Error {
     Type { name: &'static str, value: String, expected: String },
     #[error("annotation {name} says that this is a container of a pod, but {missing} does not say of which")]
     NoSandbox { name: &'static str, missing: &'static str },
+    #[error(
+        "annotations {one} and {other} say different things of the container's pod: one of them is not the engine's"
+    )]
+    Contradiction { one: &'static str, other: &'static str },
 }
 
 struct Caller {
@@ -55,23 +59,39 @@ const CALLERS: [Caller; 3] = [
 ];
 
 impl Role {
-    /// The role of a container with these annotations; the first caller that has said something counts.
+    /// The role of a container with these annotations. Engines pass those of the pod's author on beside their own, who may name
+    /// another's pod in another engine's words: so all that are there have to agree.
     ///
     /// # Errors
     /// [`Error`]
     pub fn of(annotations: &HashMap<String, String>) -> Result<Self, Error> {
-        let said = CALLERS.iter().find_map(|caller| Some((caller, annotations.get(caller.kind)?)));
-        let Some((caller, value)) = said else { return Ok(Self::Alone) };
+        let mut said: Option<(&Caller, Self)> = None;
+        for caller in &CALLERS {
+            let Some(role) = caller.says(annotations)? else { continue };
+            match &said {
+                Some((first, other)) if *other != role => {
+                    return Err(Error::Contradiction { one: first.kind, other: caller.kind });
+                }
+                _ => said = Some((caller, role)),
+            }
+        }
+        Ok(said.map_or(Self::Alone, |(_, role)| role))
+    }
+}
+
+impl Caller {
+    fn says(&self, annotations: &HashMap<String, String>) -> Result<Option<Role>, Error> {
+        let Some(value) = annotations.get(self.kind) else { return Ok(None) };
         match value.as_str() {
-            value if value == caller.value => Ok(Self::Sandbox),
-            "container" => match annotations.get(caller.sandbox).filter(|id| !id.is_empty()) {
-                Some(id) => Ok(Self::Member(id.clone())),
-                None => Err(Error::NoSandbox { name: caller.kind, missing: caller.sandbox }),
+            value if value == self.value => Ok(Some(Role::Sandbox)),
+            "container" => match annotations.get(self.sandbox).filter(|id| !id.is_empty()) {
+                Some(id) => Ok(Some(Role::Member(id.clone()))),
+                None => Err(Error::NoSandbox { name: self.kind, missing: self.sandbox }),
             },
             other => Err(Error::Type {
-                name: caller.kind,
+                name: self.kind,
                 value: other.into(),
-                expected: format!("{:?} or \"container\"", caller.value),
+                expected: format!("{:?} or \"container\"", self.value),
             }),
         }
     }
@@ -167,6 +187,14 @@ mod tests {
                 "container-type is \"pod\", but has to be \"sandbox\" or \"container\"",
             ),
             (&[("io.kubernetes.docker.type", "sandbox")], "has to be \"podsandbox\" or \"container\""),
+            (
+                &[
+                    ("io.kubernetes.cri-o.ContainerType", "sandbox"),
+                    ("io.kubernetes.cri.container-type", "container"),
+                    ("io.kubernetes.cri.sandbox-id", "another's"),
+                ],
+                "cri.container-type and io.kubernetes.cri-o.ContainerType say different things",
+            ),
         ] {
             let error = Role::of(&annotations(pairs)).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");

@@ -11,7 +11,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{
-    CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, FsType, PROC_SUPER_MAGIC, SYSFS_MAGIC, statfs,
+    BPF_FS_MAGIC, CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, DEBUGFS_MAGIC, FsType, PROC_SUPER_MAGIC,
+    SECURITYFS_MAGIC, SELINUX_MAGIC, SMACK_MAGIC, SYSFS_MAGIC, TRACEFS_MAGIC, statfs,
 };
 use serde::{Deserialize, Serialize};
 
@@ -44,8 +45,8 @@ pub struct Plan {
 /// for all of them, so that it is one file in the guest, where locks, sockets and caches meet. A writable one serves
 /// for reading, too, since the guest that it protects nothing from is the same; who may write to it is the guest's to say.
 ///
-/// A bind mount of the host's proc, sysfs or cgroup file system, or of a device node, means the guest's own at the same
-/// path: the host's would be a hole in the wall between them.
+/// A bind mount of the host's /dev, of a device node, or of a file system by which the host's kernel is looked at and told what to do (proc,
+/// sysfs, cgroups, tracing and the like) means the guest's own at the same path: the host's would be a hole in the wall between them.
 ///
 /// # Errors
 /// [`Error::BindSource`] when the source of a bind mount does not exist.
@@ -134,10 +135,30 @@ fn sharing(options: &Option<Vec<String>>) -> Option<&str> {
     options.iter().flatten().map(String::as_str).find(|option| ["shared", "rshared"].contains(option))
 }
 
+/// linux/magic.h has those that nix has not: configfs, efivarfs, binfmt_misc, pstore.
+const KERNEL: [FsType; 14] = [
+    PROC_SUPER_MAGIC,
+    SYSFS_MAGIC,
+    CGROUP_SUPER_MAGIC,
+    CGROUP2_SUPER_MAGIC,
+    DEBUGFS_MAGIC,
+    TRACEFS_MAGIC,
+    SECURITYFS_MAGIC,
+    SELINUX_MAGIC,
+    SMACK_MAGIC,
+    BPF_FS_MAGIC,
+    FsType(0x6265_6570),
+    FsType(0xde5e_81e4),
+    FsType(0x4249_4e4d),
+    FsType(0x6165_676c),
+];
+
 fn is_the_systems_own(path: &Path) -> std::io::Result<bool> {
-    const KERNEL: [FsType; 4] = [PROC_SUPER_MAGIC, SYSFS_MAGIC, CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC];
     let kind = std::fs::metadata(path)?.file_type();
-    Ok(kind.is_char_device() || kind.is_block_device() || KERNEL.contains(&statfs(path)?.filesystem_type()))
+    Ok(kind.is_char_device()
+        || kind.is_block_device()
+        || path == Path::new("/dev")
+        || KERNEL.contains(&statfs(path)?.filesystem_type()))
 }
 
 #[cfg(test)]

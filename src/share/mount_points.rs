@@ -1,4 +1,4 @@
-//! Mount points that a read-only root file system lacks.
+//! Mount points that a read-only root file system lacks, and a working directory.
 //!
 //! The guest makes what is missing itself, but the server of a read-only root lets nobody write, be it the guest's
 //! kernel. runc makes them in the root file system before it turns that read-only; so does this, on the host.
@@ -33,6 +33,13 @@ pub fn lay(bundle: &Bundle, more: &[Mount]) {
             }
         }
         covered.push(path);
+    }
+    // runc makes a missing working directory, too.
+    let directory = bundle.spec.process().as_ref().map(|process| below_root(process.cwd()));
+    if let Some(directory) = directory.filter(|path| !covered.iter().any(|other| path.starts_with(other)))
+        && let Err(error) = make(&bundle.rootfs, &directory, false)
+    {
+        tracing::debug!("cannot make the working directory {}: {error}", directory.display());
     }
 }
 

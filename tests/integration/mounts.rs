@@ -123,6 +123,23 @@ fn propagation_of_root_and_mounts() {
     assert!(told.len() == 1 && told[0].contains("/shared is mounted as shared"), "{told:?}");
 }
 
+/// Privileged containers are given the host's: here it is the guest's own, and theirs to fill.
+#[test]
+fn the_hosts_dev_is_the_guests() {
+    let mut bundle = Bundle::new();
+    let marker = format!("/dev/{}", bundle.id);
+    fs::write(&marker, "").unwrap();
+    let before = fs::read_dir("/dev").unwrap().count();
+    crate::shell::without(&mut bundle.config["mounts"], |mount| mount["destination"] == "/dev");
+    let mount = json!({"destination": "/dev", "type": "bind", "source": "/dev", "options": ["rbind", "rw"]});
+    bundle.config["mounts"].as_array_mut().unwrap().insert(0, mount);
+    bundle.mount("/host/dev", "bind", "/dev", &["rbind"]);
+    let ended = bundle.sh(&format!("echo x >/dev/null && readlink /dev/fd; ls {marker} /host{marker} 2>&1 | wc -l; test -c /host/dev/null && echo there"));
+    ended.says(&["/proc/self/fd", "2", "there"]);
+    assert_eq!(fs::read_dir("/dev").unwrap().count(), before);
+    fs::remove_file(marker).unwrap();
+}
+
 #[test]
 fn a_symbolic_link_in_the_image_does_not_lead_out() {
     let mut bundle = Bundle::new();

@@ -45,6 +45,9 @@ fn a_working_directory_that_is_missing_is_made() {
     let mut bundle = Bundle::new();
     bundle.config["process"]["cwd"] = json!("/deep/in/there");
     bundle.run(&["/bin/pwd"]).says(&["/deep/in/there"]);
+    bundle.config["root"]["readonly"] = json!(true);
+    bundle.config["process"]["cwd"] = json!("/another/one");
+    bundle.run(&["/bin/pwd"]).says(&["/another/one"]);
 }
 
 #[test]

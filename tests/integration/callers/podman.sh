@@ -6,7 +6,7 @@ mkdir -p "$work/image"
 lay_rootfs "$work/image"
 podman() {
   command podman --root "$work/root" --runroot "$work/runroot" --tmpdir "$work/tmp" --storage-driver vfs \
-    --cgroup-manager=cgroupfs --events-backend=file --log-level=error --runtime "$RT" "$@"
+    --network-config-dir "$work/networks" --cgroup-manager=cgroupfs --events-backend=file --log-level=error --runtime "$RT" "$@"
 }
 run() { podman run --rm --net=none "$@"; }
 
@@ -65,7 +65,20 @@ check podman::pod_others_go_on says "3 exited
 0 running" podman inspect -f '{{.State.ExitCode}} {{.State.Status}}' one two
 check podman::pod_stops podman pod stop -t 20 p
 check podman::pod_member_exit_code says 3 podman inspect -f '{{.State.ExitCode}}' two
+
+# With a network of podman's, its members share interfaces and loopback.
+networked() {
+  podman network create --subnet 10.87.91.0/24 --interface-name rtpodman0 net >/dev/null || return
+  podman pod create --name n --network net --infra-image bb:1 --infra-command 'sleep 1000' >/dev/null && podman pod start n || return
+  podman run -d --pod n --name server bb:1 sh -c 'while :; do echo over loopback | nc -l -p 7000; done' || return
+  within 60 podman exec server sh -c 'netstat -ltn | grep -q :7000' || return
+  says "over loopback" podman run --rm --pod n bb:1 nc 127.0.0.1 7000
+}
+check podman::pod_with_a_network networked
+check podman::pod_reaches_its_bridge podman exec server ping -c 1 -W 20 10.87.91.1
 podman rm -fa >/dev/null 2>&1
 podman pod rm -fa >/dev/null 2>&1
+podman network rm -f net >/dev/null 2>&1
+ip link del rtpodman0 2>/dev/null
 check podman::nothing_is_left no_processes_of "$work"
 summary
