@@ -12,7 +12,10 @@
 //! interrupt eventfd into an edge on the device's own line (irqfd). Since whoever serves a queue may be another process, which cannot
 //! set a bit in InterruptStatus, that register always says that buffers may have been used; the driver then looks and finds what there is.
 //!
-//! What a driver writes out of turn is ignored, as §2.1 and §4.2.2.1 let a device do.
+//! What a driver writes out of turn is ignored, as §2.1 and §4.2.2.1 let a device do. What it reads lies in memory ([`window`]), renewed whenever
+//! it writes.
+
+mod window;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,24 +26,26 @@ use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_mmio::{
-    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_DEVICE_FEATURES,
-    VIRTIO_MMIO_DEVICE_FEATURES_SEL, VIRTIO_MMIO_DEVICE_ID, VIRTIO_MMIO_DRIVER_FEATURES,
-    VIRTIO_MMIO_DRIVER_FEATURES_SEL, VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING,
-    VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_MAGIC_VALUE,
-    VIRTIO_MMIO_QUEUE_AVAIL_HIGH, VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_DESC_HIGH,
-    VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_NUM_MAX, VIRTIO_MMIO_QUEUE_READY,
-    VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH, VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_SHM_LEN_HIGH,
-    VIRTIO_MMIO_SHM_LEN_LOW, VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VENDOR_ID, VIRTIO_MMIO_VERSION,
+    VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_DEVICE_FEATURES, VIRTIO_MMIO_DEVICE_FEATURES_SEL,
+    VIRTIO_MMIO_DEVICE_ID, VIRTIO_MMIO_DRIVER_FEATURES, VIRTIO_MMIO_DRIVER_FEATURES_SEL,
+    VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING, VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS,
+    VIRTIO_MMIO_MAGIC_VALUE, VIRTIO_MMIO_QUEUE_AVAIL_HIGH, VIRTIO_MMIO_QUEUE_AVAIL_LOW,
+    VIRTIO_MMIO_QUEUE_DESC_HIGH, VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_NUM,
+    VIRTIO_MMIO_QUEUE_NUM_MAX, VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH,
+    VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_SHM_LEN_HIGH, VIRTIO_MMIO_SHM_LEN_LOW, VIRTIO_MMIO_STATUS,
+    VIRTIO_MMIO_VENDOR_ID, VIRTIO_MMIO_VERSION,
 };
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
+pub use window::{Window, Windows};
+
 use super::{ActivationContext, ActiveQueue, Error, Events, Interrupt, Memory, VirtioDevice};
 
-/// The registers of one device: a page, so that a snapshot or a process of its own could take it over whole.
-pub const SIZE: u64 = 0x1000;
+/// Bytes of one device's registers: 256, and as many for its configuration space.
+pub const SIZE: u64 = 0x200;
 
 /// "virt"
 const MAGIC: u32 = 0x7472_6976;
@@ -73,6 +78,7 @@ pub struct MmioTransport {
 /// What connects a device with its guest.
 pub struct Wiring {
     pub memory: Memory,
+    pub window: Window,
     pub events: Events,
     pub interrupt: Interrupt,
     /// One for each queue.
@@ -115,7 +121,10 @@ struct QueueState {
 impl MmioTransport {
     pub fn new(device: Box<dyn VirtioDevice>, wiring: Wiring) -> Self {
         let state = State::new(device.queue_sizes());
-        Self { device, state, wiring }
+        let transport = Self { device, state, wiring };
+        transport.show_constants();
+        transport.show();
+        transport
     }
 
     /// A device in the state of another one, which had no buffer of the driver's at that time: it goes on from where the used
@@ -129,6 +138,8 @@ impl MmioTransport {
         }
         let active = state.status & (DRIVER_OK | FAILED | NEEDS_RESET) == DRIVER_OK;
         let mut transport = Self { device, state, wiring };
+        transport.show_constants();
+        transport.show();
         if active {
             transport.activate(Rings::AsLeft)?;
             // What either side announced last may have got lost.
@@ -154,21 +165,6 @@ impl MmioTransport {
         &self.wiring.interrupt.0
     }
 
-    /// The driver reads `data.len()` bytes at `offset`. Registers are read whole (§4.2.2.2); anything else gives zeros.
-    pub fn read(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        let config = u64::from(VIRTIO_MMIO_CONFIG);
-        if offset >= config {
-            let start = (offset - config) as usize;
-            if let Some(rest) = self.device.config().get(start..) {
-                let count = rest.len().min(data.len());
-                data[..count].copy_from_slice(&rest[..count]);
-            }
-        } else if let Ok(register) = <&mut [u8; 4]>::try_from(data) {
-            *register = self.read_register(offset as u32).to_le_bytes();
-        }
-    }
-
     /// The driver writes `data` at `offset`.
     ///
     /// # Errors
@@ -178,12 +174,15 @@ impl MmioTransport {
             return Ok(());
         };
         let value = u32::from_le_bytes(bytes);
+        let mut result = Ok(());
         if register == VIRTIO_MMIO_STATUS {
-            let result = self.write_status(value);
-            return self.survive(result);
+            result = self.write_status(value);
+            result = self.survive(result);
+        } else {
+            self.state.write(register, value);
         }
-        self.state.write(register, value);
-        Ok(())
+        self.show();
+        result
     }
 
     /// A descriptor that the device watches is readable.
@@ -203,29 +202,35 @@ impl MmioTransport {
     fn tell_of_change(&mut self) -> Result<(), Error> {
         self.state.config_changed = true;
         self.state.config_generation = self.state.config_generation.wrapping_add(1);
+        self.wiring.window.set_config(self.device.config());
+        self.show();
         self.wiring.interrupt.trigger()
     }
 
-    fn read_register(&self, register: u32) -> u32 {
-        let state = &self.state;
-        match register {
-            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
-            VIRTIO_MMIO_VERSION => VERSION,
-            VIRTIO_MMIO_DEVICE_ID => self.device.device_type(),
-            VIRTIO_MMIO_VENDOR_ID => VENDOR,
-            VIRTIO_MMIO_DEVICE_FEATURES => page(self.device.features(), state.device_features_page),
-            VIRTIO_MMIO_QUEUE_NUM_MAX => state.queue().map_or(0, |queue| queue.max_size.into()),
-            VIRTIO_MMIO_QUEUE_READY => state.queue().is_some_and(|queue| queue.ready).into(),
-            VIRTIO_MMIO_INTERRUPT_STATUS if state.config_changed => {
-                VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG
-            }
-            VIRTIO_MMIO_INTERRUPT_STATUS => VIRTIO_MMIO_INT_VRING,
-            VIRTIO_MMIO_STATUS => state.status,
-            // No shared memory region: §4.2.2 wants a length of -1.
-            VIRTIO_MMIO_SHM_LEN_LOW | VIRTIO_MMIO_SHM_LEN_HIGH => u32::MAX,
-            VIRTIO_MMIO_CONFIG_GENERATION => state.config_generation,
-            _ => 0,
-        }
+    /// What is the same from the device's first moment on, but for changes of its configuration.
+    fn show_constants(&self) {
+        let window = &self.wiring.window;
+        window.set(VIRTIO_MMIO_MAGIC_VALUE, MAGIC);
+        window.set(VIRTIO_MMIO_VERSION, VERSION);
+        window.set(VIRTIO_MMIO_DEVICE_ID, self.device.device_type());
+        window.set(VIRTIO_MMIO_VENDOR_ID, VENDOR);
+        // No shared memory region: §4.2.2 wants a length of -1.
+        window.set(VIRTIO_MMIO_SHM_LEN_LOW, u32::MAX);
+        window.set(VIRTIO_MMIO_SHM_LEN_HIGH, u32::MAX);
+        window.set_config(self.device.config());
+    }
+
+    /// What depends on the state.
+    fn show(&self) {
+        let (window, state) = (&self.wiring.window, &self.state);
+        let config = if state.config_changed { VIRTIO_MMIO_INT_CONFIG } else { 0 };
+        let queue = state.queue();
+        window.set(VIRTIO_MMIO_DEVICE_FEATURES, page(self.device.features(), state.device_features_page));
+        window.set(VIRTIO_MMIO_QUEUE_NUM_MAX, queue.map_or(0, |queue| queue.max_size.into()));
+        window.set(VIRTIO_MMIO_QUEUE_READY, queue.is_some_and(|queue| queue.ready).into());
+        window.set(VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_INT_VRING | config);
+        window.set(VIRTIO_MMIO_STATUS, state.status);
+        window.set(VIRTIO_MMIO_CONFIG_GENERATION, state.config_generation);
     }
 
     /// §2.1.1, §3.1.1.

@@ -1,6 +1,8 @@
 //! What the processors reach by ports and by memory that is none: the devices' registers, and the way out.
 //!
-//! Reads of what is not there give ones, as on a bus without a device; writes vanish.
+//! Reads of what is not there give ones, as on a bus without a device; writes vanish. What the devices show is memory ([`Windows`]): no read of it gets here.
+//!
+//! [`Windows`]: crate::devices::mmio::Windows
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -28,14 +30,6 @@ impl Machine {
     pub fn write_memory(&self, address: u64, data: &[u8]) -> Option<End> {
         let (device, offset) = self.device(address)?;
         lock(device).write(offset, data).err().map(End::from)
-    }
-
-    pub fn read_memory(&self, address: u64, data: &mut [u8]) -> Option<End> {
-        match self.device(address) {
-            Some((device, offset)) => lock(device).read(offset, data),
-            None => data.fill(0xff),
-        }
-        None
     }
 
     pub fn write_port(&self, port: u16, data: &[u8]) -> Option<End> {

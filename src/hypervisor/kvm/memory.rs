@@ -3,7 +3,7 @@
 //! ```text
 //!   0            boot structures (below 640 KiB), ACPI tables (from 0xe_0000), the kernel (where it was linked to)
 //!   ...3 GiB     low memory; the initramfs lies at its end
-//!   3...4 GiB    no memory: device registers, I/O APIC, local APICs
+//!   3...4 GiB    no memory but what devices show, which is read-only: I/O APIC, local APICs
 //!   4 GiB...     high memory
 //!   above        the region in which memory can be plugged later
 //! ```
@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::mmap::FromRangesError;
@@ -25,7 +25,8 @@ use vm_memory::{Address, FileOffset, GuestAddress, GuestMemory, GuestMemoryRegio
 
 use super::super::MEMORY_BLOCK_MIB;
 use super::Error;
-use crate::devices::{Memory, mmio};
+use crate::devices::Memory;
+use crate::devices::mmio::{self, Windows};
 
 /// The virtual machine's information for the kernel, as PVH calls it.
 pub const START_INFO: GuestAddress = GuestAddress(0x6000);
@@ -144,17 +145,26 @@ pub fn lay_over(memory: &Memory, range: &Range<u64>, file: &File) -> Result<(), 
     if mapped == libc::MAP_FAILED { Err(failed(io::Error::last_os_error())) } else { Ok(()) }
 }
 
-/// Gives the memory to a VM.
-pub fn register(vm: &VmFd, memory: &Memory) -> Result<(), Error> {
-    for (slot, region) in memory.iter().enumerate() {
-        let region = kvm_userspace_memory_region {
-            slot: slot as u32,
-            flags: 0,
-            guest_phys_addr: region.start_addr().raw_value(),
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: the mapping stays while a vCPU can run: its thread holds the `Machine`, whose devices hold `memory`.
+/// Gives the memory to a VM, and what its devices show.
+pub fn register(vm: &VmFd, memory: &Memory, windows: &Windows) -> Result<(), Error> {
+    let (userspace_addr, memory_size) = windows.place();
+    let windows = kvm_userspace_memory_region {
+        flags: KVM_MEM_READONLY,
+        guest_phys_addr: DEVICES,
+        memory_size,
+        userspace_addr,
+        slot: 0,
+    };
+    let memory = memory.iter().map(|region| kvm_userspace_memory_region {
+        flags: 0,
+        guest_phys_addr: region.start_addr().raw_value(),
+        memory_size: region.len(),
+        userspace_addr: region.as_ptr() as u64,
+        slot: 0,
+    });
+    for (slot, region) in (0..).zip(memory.chain([windows])) {
+        let region = kvm_userspace_memory_region { slot, ..region };
+        // SAFETY: the mapping stays while a vCPU can run: its thread holds the `Machine`, whose devices hold both.
         unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("give the VM its memory"))?;
     }
     Ok(())

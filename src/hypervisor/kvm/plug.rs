@@ -19,6 +19,7 @@ use super::vmm::attach;
 use super::{Error, one_line};
 use crate::devices::block::{Block as BlockDevice, Disk};
 use crate::devices::mem::{self, Control};
+use crate::devices::mmio::Windows;
 use crate::devices::net::Net;
 use crate::devices::placeholder::Placeholder;
 use crate::devices::{EventLoop, Memory, VirtioDevice};
@@ -118,6 +119,7 @@ pub struct Slots {
     pub listener: UnixListener,
     pub vm: Arc<VmFd>,
     pub memory: Memory,
+    pub windows: Windows,
     pub event_loop: EventLoop,
     /// Device number of the first; the others follow.
     pub first: usize,
@@ -185,7 +187,7 @@ impl Slots {
 
     /// The device's number.
     fn put(&self, index: usize, device: Box<dyn VirtioDevice>, machine: &Machine) -> Result<usize, Error> {
-        let transport = attach(index, device, None, &self.vm, &self.memory, &self.event_loop)?;
+        let transport = attach(index, device, None, &self.vm, &self.memory, &self.windows, &self.event_loop)?;
         machine.replace(index, transport);
         Ok(index)
     }

@@ -28,7 +28,7 @@ use super::{End, Error, Order, TemplateUse, cpuid, memory, registers, vcpu};
 use crate::devices::balloon::Balloon;
 use crate::devices::fs::Fs;
 use crate::devices::mem::{Control, Mem};
-use crate::devices::mmio::{self, MmioTransport, Wiring};
+use crate::devices::mmio::{self, MmioTransport, Windows, Wiring};
 use crate::devices::rng::Rng;
 use crate::devices::serial::{self, Serial};
 use crate::devices::vsock::VsockDevice;
@@ -112,7 +112,8 @@ pub fn run() -> Result<End, Error> {
     let vm = Arc::new(kvm.create_vm().map_err(Error::kvm("make a VM"))?);
     let (memory, file) = memory::allocate(spec.memory_mib, spec.max_memory_mib)?;
     // Before the interrupt controllers: afterwards KVM would wait several ms for readers of what it replaces.
-    memory::register(&vm, &memory)?;
+    let windows = Windows::new(MAX_DEVICES)?;
+    memory::register(&vm, &memory, &windows)?;
     vm.set_tss_address(TSS).map_err(Error::kvm("place the TSS"))?;
     vm.create_irq_chip().map_err(Error::kvm("make interrupt controllers"))?;
     let supported = cpuid::supported(&kvm, spec.max_vcpus)?;
@@ -167,7 +168,7 @@ pub fn run() -> Result<End, Error> {
     let mut states = snapshot.as_ref().map(|(_, state)| state.devices.iter().cloned());
     let attach = |(index, device)| {
         let state = states.as_mut().and_then(Iterator::next);
-        attach(index, device, state, &vm, &memory, &event_loop)
+        attach(index, device, state, &vm, &memory, &windows, &event_loop)
     };
     let devices = devices.into_iter().enumerate().map(attach).collect::<Result<Vec<_>, _>>()?;
     let serial = Serial::new(serial_interrupt(&vm, spec.console)?);
@@ -225,6 +226,7 @@ pub fn run() -> Result<End, Error> {
         listener: control,
         vm,
         memory,
+        windows,
         event_loop: event_loop.clone(),
         first: first_slot,
         first_block,
@@ -296,6 +298,7 @@ pub fn attach(
     state: Option<mmio::State>,
     vm: &VmFd,
     memory: &Memory,
+    windows: &Windows,
     event_loop: &EventLoop,
 ) -> Result<MmioTransport, Error> {
     let eventfd =
@@ -322,7 +325,7 @@ pub fn attach(
     }
     let events = event_loop.events(index as u32);
     let interrupt = Interrupt(interrupt);
-    let wiring = Wiring { memory: memory.clone(), events, interrupt, kicks };
+    let wiring = Wiring { memory: memory.clone(), window: windows.of(index), events, interrupt, kicks };
     match state {
         None => Ok(MmioTransport::new(device, wiring)),
         Some(state) => Ok(MmioTransport::resumed(device, state, wiring)?),
