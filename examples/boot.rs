@@ -120,7 +120,7 @@ fn parse() -> anyhow::Result<Request> {
 /// One boot: how it ended, and marks in ms since its launch.
 fn run(request: &Request) -> anyhow::Result<(Ending, Vec<(String, f64)>)> {
     std::fs::create_dir_all(&request.spec.state_dir)?;
-    let entry = Entry { name: "share".into(), source: request.share.clone(), readonly: false };
+    let entry = Entry { name: "share".into(), source: request.share.clone(), readonly: false, id_map: None };
     let (server, share) = fsd::socket()?;
     let (cache, limits) = (Cache::default(), rt::config::Jail::default());
     let spec = FsdSpec { id: "boot".to_owned(), entries: vec![entry], cache, grows: false, limits };

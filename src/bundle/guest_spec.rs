@@ -42,7 +42,7 @@ pub fn is_bind(mount: &Mount) -> bool {
 
 /// The spec as the agent gets it.
 ///
-/// - `root.path` and the sources of bind mounts become the guest's paths.
+/// - `root.path` and the sources of bind mounts become the guest's paths; owners of theirs are mapped on the host.
 /// - Namespaces lose their host paths; in a pod they get the guest's of the container that was meant. The network namespace
 ///   goes: the VM's own is the container's.
 /// - Labels and profiles of the host's security modules go, as the guest has none of them and the VM is what isolates.
@@ -60,6 +60,12 @@ pub fn guest_spec(host: &Spec, paths: &GuestPaths, pod: Option<&GuestNamespaces>
             *mount = own_devices();
         } else {
             mount.set_source(Some(path.clone()));
+        }
+    }
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        mount.set_uid_mappings(None).set_gid_mappings(None);
+        if let Some(options) = mount.options_mut() {
+            options.retain(|option| option != "idmap" && option != "ridmap");
         }
     }
     if let Some(process) = spec.process_mut() {

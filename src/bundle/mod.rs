@@ -5,6 +5,7 @@
 //! the field.
 
 mod guest_spec;
+mod id_map;
 mod role;
 
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 pub use guest_spec::{GuestNamespaces, GuestPaths, guest_spec, is_bind};
+pub use id_map::id_map;
 pub use role::{Error as RoleError, Role};
 
 use crate::sys::text::printable;
@@ -188,6 +190,7 @@ fn validate(path: &Path, spec: &Spec) -> Result<(), Error> {
         if is_bind(mount) && mount.source().is_none() {
             return Err(field(&format!("mounts[{index}].source"), "is missing for a bind mount"));
         }
+        id_map(mount, spec).map_err(|problem| field(&format!("mounts[{index}]"), problem))?;
     }
     if let Some((name, problem)) = process_problem(process) {
         return Err(field(&format!("process.{name}"), &problem));

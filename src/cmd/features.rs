@@ -12,8 +12,8 @@ use super::write_out;
 #[derive(Debug, clap::Args)]
 pub struct Arguments {}
 
-/// libcontainer's, src/syscall/linux.rs; other words are passed to the file system as its own.
-const MOUNT_OPTIONS: [&str; 51] = [
+/// libcontainer's, src/syscall/linux.rs, and those that rt does itself; other words are passed to the file system as its own.
+const MOUNT_OPTIONS: [&str; 62] = [
     "async",
     "atime",
     "bind",
@@ -22,15 +22,22 @@ const MOUNT_OPTIONS: [&str; 51] = [
     "diratime",
     "dirsync",
     "exec",
+    "idmap",
+    "iversion",
+    "lazytime",
+    "loud",
     "mand",
     "noatime",
     "nodev",
     "nodiratime",
     "noexec",
+    "noiversion",
+    "nolazytime",
     "nomand",
     "norelatime",
     "nostrictatime",
     "nosuid",
+    "nosymfollow",
     "private",
     "ratime",
     "rbind",
@@ -39,6 +46,7 @@ const MOUNT_OPTIONS: [&str; 51] = [
     "relatime",
     "remount",
     "rexec",
+    "ridmap",
     "rnoatime",
     "rnodev",
     "rnodiratime",
@@ -60,10 +68,13 @@ const MOUNT_OPTIONS: [&str; 51] = [
     "runbindable",
     "rw",
     "shared",
+    "silent",
     "slave",
     "strictatime",
     "suid",
+    "symfollow",
     "sync",
+    "tmpcopyup",
     "unbindable",
 ];
 
@@ -156,6 +167,7 @@ fn features() -> Value {
             "apparmor": {"enabled": false},
             "selinux": {"enabled": false},
             "intelRdt": {"enabled": false},
+            "mountExtensions": {"idmap": {"enabled": true}},
         },
         // They choose the machine, and which one (docs/annotations.md).
         "potentiallyUnsafeConfigAnnotations": [

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{self, Cache};
 use crate::jail::Bind;
+use crate::sys::id_map::IdMap;
 
 pub use join::{attach, detach};
 pub use launch::{Ending, Error, Fsd, launch, socket};
@@ -34,11 +35,15 @@ pub struct Entry {
     /// in it are followed when the server starts, by the host's rules; later ones never are.
     pub source: PathBuf,
     pub readonly: bool,
+    /// Other owners than those on disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id_map: Option<IdMap>,
 }
 
 impl From<Entry> for Bind {
     fn from(entry: Entry) -> Self {
-        Self { target: entry.name, source: entry.source, readonly: entry.readonly }
+        let Entry { name: target, source, readonly, id_map } = entry;
+        Self { target, source, readonly, id_map }
     }
 }
 

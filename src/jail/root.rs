@@ -14,6 +14,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat, mknodat};
 use nix::unistd::{Gid, Uid, fchownat, symlinkat};
 
 use super::{Error, path_error, step};
+use crate::sys::id_map::IdMap;
 use crate::sys::mount::{self, Attributes, NODEV, NOEXEC, NOSUID, NOSYMFOLLOW, READONLY};
 
 /// What a helper finds below `/`.
@@ -38,6 +39,8 @@ pub struct Bind {
     /// Where it appears: a relative path of plain names.
     pub target: PathBuf,
     pub readonly: bool,
+    /// Other owners than those on disk.
+    pub id_map: Option<IdMap>,
 }
 
 /// For a program of the host's, such as QEMU: /usr, the libraries and the loader's cache, all read-only, and a /dev.
@@ -116,7 +119,9 @@ fn plan(root: &Root) -> Result<Plan, Error> {
                 let (source, target) = (Path::new("/").join(name), PathBuf::from(name));
                 match fs::read_link(&source) {
                     Ok(content) => plan.links.push((target, content)),
-                    Err(_) if source.exists() => plan.binds.push(Bind { source, target, readonly: true }),
+                    Err(_) if source.exists() => {
+                        plan.binds.push(Bind { source, target, readonly: true, id_map: None })
+                    }
                     Err(_) => {}
                 }
             }
@@ -169,10 +174,14 @@ fn target_error(target: &Path, reason: &'static str) -> Error {
 pub(super) fn open_source(bind: &Bind) -> Result<(OwnedFd, FileStat), Error> {
     let open = || -> io::Result<_> {
         let tree = mount::clone_tree(&bind.source, true)?;
+        if let Some(map) = &bind.id_map {
+            mount::map_ids(tree.as_fd(), map.namespace()?.as_fd(), map.recursive)?;
+        }
         let status = fstat(&tree)?;
         Ok((tree, status))
     };
-    open().map_err(|source| path_error("open it", &bind.source, source))
+    let step = if bind.id_map.is_some() { "open it and map its owners (idmap)" } else { "open it" };
+    open().map_err(|source| path_error(step, &bind.source, source))
 }
 
 /// Makes the target in `root` and attaches the source there in `attached`, which is the same directory, but surely attached in
@@ -274,7 +283,8 @@ mod tests {
     use super::*;
 
     fn share(targets: &[&str]) -> Result<Plan, Error> {
-        let bind = |target: &&str| Bind { source: "/".into(), target: target.into(), readonly: false };
+        let bind =
+            |target: &&str| Bind { source: "/".into(), target: target.into(), readonly: false, id_map: None };
         plan(&Root::Share(targets.iter().map(bind).collect()))
     }
 
@@ -296,7 +306,12 @@ mod tests {
             assert!(share(&bad).unwrap_err().to_string().contains("at or above"), "{bad:?}");
         }
         let system = System {
-            extra: vec![Bind { source: "/etc".into(), target: "usr/etc".into(), readonly: true }],
+            extra: vec![Bind {
+                source: "/etc".into(),
+                target: "usr/etc".into(),
+                readonly: true,
+                id_map: None,
+            }],
             devices: vec![],
         };
         assert!(matches!(plan(&Root::System(system)), Err(Error::Target { .. })));

@@ -16,7 +16,7 @@ use nix::sys::statfs::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::bundle::{Bundle, Error, GuestPaths, is_bind};
+use crate::bundle::{Bundle, Error, GuestPaths, id_map, is_bind};
 use crate::fsd::Entry;
 
 pub use mount_points::lay as lay_mount_points;
@@ -56,7 +56,8 @@ pub fn plan(folder: &str, bundle: &Bundle, served: &[Used]) -> Result<Plan, Erro
     let readonly = bundle.spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
     let rootfs = |source| Error::Dir { path: bundle.rootfs.clone(), source };
     let file = identity(&bundle.rootfs).map_err(rootfs)?;
-    let entry = Entry { name: Path::new(folder).join("rootfs"), source: bundle.rootfs.clone(), readonly };
+    let name = Path::new(folder).join("rootfs");
+    let entry = Entry { name, source: bundle.rootfs.clone(), readonly, id_map: None };
     plan.paths.root = plan.add(Used { entry, file });
     for (index, mount) in bundle.spec.mounts().iter().flatten().enumerate() {
         let Some(source) = mount.source().as_ref().filter(|_| is_bind(mount)) else { continue };
@@ -73,7 +74,15 @@ pub fn plan(folder: &str, bundle: &Bundle, served: &[Used]) -> Result<Plan, Erro
             source: error,
         };
         let source = bundle.dir.join(source).canonicalize().map_err(missing)?;
+        let id_map = id_map(mount, &bundle.spec).expect("checked when the bundle was read");
         if is_the_systems_own(&source).map_err(missing)? {
+            if id_map.is_some() {
+                return Err(Error::Field {
+                    path: bundle.dir.join("config.json"),
+                    field: format!("mounts[{index}]"),
+                    problem: "is the guest's own there, whose owners cannot be mapped (idmap)".into(),
+                });
+            }
             plan.paths.binds.insert(index, source);
             continue;
         }
@@ -81,7 +90,8 @@ pub fn plan(folder: &str, bundle: &Bundle, served: &[Used]) -> Result<Plan, Erro
         let readonly = is_readonly(mount.options());
         let suits = |used: &&Used| {
             let entry = &used.entry;
-            entry.source == source && used.file == file && (entry.readonly == readonly || !entry.readonly)
+            let is_it = entry.source == source && used.file == file && entry.id_map == id_map;
+            is_it && (entry.readonly == readonly || !entry.readonly)
         };
         let path = if let Some(used) = plan.used.iter().find(suits) {
             guest_path(&used.entry)
@@ -90,7 +100,7 @@ pub fn plan(folder: &str, bundle: &Bundle, served: &[Used]) -> Result<Plan, Erro
             guest_path(&used.entry)
         } else {
             let name = Path::new(folder).join("mounts").join(index.to_string());
-            plan.add(Used { entry: Entry { name, source, readonly }, file })
+            plan.add(Used { entry: Entry { name, source, readonly, id_map }, file })
         };
         plan.paths.binds.insert(index, path);
     }
@@ -102,7 +112,7 @@ pub fn plan(folder: &str, bundle: &Bundle, served: &[Used]) -> Result<Plan, Erro
         let file = identity(&source).map_err(missing)?;
         // One of its own, since a container may write to what it shares with others.
         let name = Path::new(folder).join("hooks").join(index.to_string());
-        let path = plan.add(Used { entry: Entry { name, source, readonly: true }, file });
+        let path = plan.add(Used { entry: Entry { name, source, readonly: true, id_map: None }, file });
         plan.paths.hooks.push(path);
     }
     Ok(plan)

@@ -21,25 +21,27 @@ pub fn lay(bundle: &Bundle, more: &[Mount]) {
     if !root.and_then(|root| root.readonly()).unwrap_or(false) {
         return;
     }
+    let mounts = bundle.spec.mounts().iter().flatten().chain(more).map(|mount| {
+        let source = mount.source().as_ref().filter(|_| is_bind(mount));
+        let is_file = source.is_some_and(|source| bundle.dir.join(source).is_file());
+        (mount.destination().as_path(), is_file)
+    });
+    // The guest mounts these by itself: a /dev that nobody has asked for, and devices elsewhere.
+    let linux = bundle.spec.linux().as_ref();
+    let devices = linux.and_then(|linux| linux.devices().as_deref()).unwrap_or_default();
+    let devices = devices.iter().map(|device| (device.path().as_path(), true));
+    // runc makes a missing working directory, too.
+    let directory = bundle.spec.process().as_ref().map(|process| (process.cwd().as_path(), false));
     let mut covered: Vec<PathBuf> = Vec::new();
-    for mount in bundle.spec.mounts().iter().flatten().chain(more) {
-        let path = below_root(mount.destination());
+    for (path, is_file) in mounts.chain([(Path::new("/dev"), false)]).chain(devices).chain(directory) {
+        let path = below_root(path);
         // Below another mount it is that one's.
-        if !covered.iter().any(|other| path.starts_with(other)) {
-            let source = mount.source().as_ref().filter(|_| is_bind(mount));
-            let is_file = source.is_some_and(|source| bundle.dir.join(source).is_file());
-            if let Err(error) = make(&bundle.rootfs, &path, is_file) {
-                tracing::debug!("cannot make the mount point {}: {error}", path.display());
-            }
+        if !covered.iter().any(|other| path.starts_with(other))
+            && let Err(error) = make(&bundle.rootfs, &path, is_file)
+        {
+            tracing::debug!("cannot make {} in a read-only root: {error}", path.display());
         }
         covered.push(path);
-    }
-    // runc makes a missing working directory, too.
-    let directory = bundle.spec.process().as_ref().map(|process| below_root(process.cwd()));
-    if let Some(directory) = directory.filter(|path| !covered.iter().any(|other| path.starts_with(other)))
-        && let Err(error) = make(&bundle.rootfs, &directory, false)
-    {
-        tracing::debug!("cannot make the working directory {}: {error}", directory.display());
     }
 }
 

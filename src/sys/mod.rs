@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod credentials;
 pub mod fd;
+pub mod id_map;
 pub mod memory;
 pub mod mount;
 pub mod pidfd;

@@ -101,6 +101,20 @@ pub fn set_attributes(tree: BorrowedFd<'_>, set: Attributes, recursive: bool) ->
     change_attributes(tree, &attributes, recursive)
 }
 
+/// Gives the files of a detached mount other owners, those that the user namespace says (MOUNT_ATTR_IDMAP).
+///
+/// # Errors
+/// What mount_setattr(2) says; EINVAL for a file system that cannot.
+pub fn map_ids(tree: BorrowedFd<'_>, namespace: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: namespace.as_raw_fd() as u64,
+    };
+    change_attributes(tree, &attributes, recursive)
+}
+
 /// Makes a mount writable, as far as its file system is.
 ///
 /// # Errors

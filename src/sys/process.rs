@@ -127,6 +127,76 @@ unsafe fn execute(path: &CStr, argv: &[*const libc::c_char], sources: &[OwnedFd]
     }
 }
 
+/// A process that does nothing, in new namespaces, for as long as this value or its parent lives.
+pub struct Idle {
+    pid: i32,
+    /// Its folder in /proc, which may be another PID namespace's.
+    folder: String,
+    /// Its end is what the process waits for.
+    end: Option<OwnedFd>,
+}
+
+impl Idle {
+    /// # Errors
+    /// What pipe2(2) or clone3(2) say; that it has no folder in /proc.
+    pub fn start(namespaces: CloneFlags) -> io::Result<Self> {
+        let (wait, end) = pipe2(OFlag::O_CLOEXEC)?;
+        let (report, reporter) = pipe2(OFlag::O_CLOEXEC)?;
+        // SAFETY: all fields are numbers.
+        let mut clone: libc::clone_args = unsafe { std::mem::zeroed() };
+        clone.flags = namespaces.bits() as u64 | CLONE_CLEAR_SIGHAND;
+        // SAFETY: like fork(2): no CLONE_VM. The child goes only into `idle`.
+        let pid = unsafe { libc::syscall(libc::SYS_clone3, &clone, size_of::<libc::clone_args>()) };
+        if pid == 0 {
+            // SAFETY: this is the child of the clone above.
+            unsafe { idle(wait.as_raw_fd(), end.as_raw_fd(), reporter.as_raw_fd()) };
+        }
+        if pid < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        drop(reporter);
+        // From here on dropping it ends the process.
+        let mut idle = Self { pid: pid as i32, folder: String::new(), end: Some(end) };
+        let mut name = String::new();
+        File::from(report).read_to_string(&mut name)?;
+        if name.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "/proc is not there"));
+        }
+        idle.folder = format!("/proc/{name}");
+        Ok(idle)
+    }
+
+    pub fn folder(&self) -> &str {
+        &self.folder
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        self.end = None;
+        reap(self.pid);
+    }
+}
+
+/// The child: tells what /proc calls it, then waits for its parent's end of `wait` to be closed.
+///
+/// # Safety
+/// Only in a process just made by clone3.
+unsafe fn idle(wait: RawFd, end: RawFd, reporter: RawFd) -> ! {
+    let mut name = [0u8; 16];
+    // SAFETY: system calls on numbers, and on memory of this stack frame.
+    unsafe {
+        libc::close(end);
+        let length = libc::readlink(c"/proc/self".as_ptr(), name.as_mut_ptr().cast(), name.len());
+        if length > 0 {
+            libc::write(reporter, name.as_ptr().cast(), length as usize);
+        }
+        libc::close(reporter);
+        libc::read(wait, name.as_mut_ptr().cast(), 1);
+        libc::_exit(0)
+    }
+}
+
 /// A pidfd of the calling process.
 ///
 /// # Errors

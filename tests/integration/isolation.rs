@@ -79,6 +79,47 @@ fn a_seccomp_profile_may_kill() {
     bundle.run(&["/bin/mkdir", "/tmp/new"]).code(128 + SIGSYS).stdout("");
 }
 
+/// What busybox itself and execve need, and of rt's own steps those that come after it is loaded: runc needs no less.
+#[test]
+fn a_seccomp_profile_may_allow_little() {
+    for no_new_privileges in [true, false] {
+        let mut bundle = Bundle::new();
+        bundle.config["process"]["noNewPrivileges"] = json!(no_new_privileges);
+        let allowed = [
+            "execve",
+            "exit_group",
+            "brk",
+            "arch_prctl",
+            "prctl",
+            "mprotect",
+            "mmap",
+            "munmap",
+            "write",
+            "capset",
+            "futex",
+            "set_tid_address",
+            "set_robust_list",
+            "rseq",
+            "prlimit64",
+            "getrandom",
+            "readlink",
+            "readlinkat",
+            "getuid",
+            "geteuid",
+            "setuid",
+            "setgid",
+            "rt_sigaction",
+            "rt_sigprocmask",
+            "fstat",
+            "newfstatat",
+            "ioctl",
+        ];
+        bundle.config["linux"]["seccomp"] =
+            profile("SCMP_ACT_KILL_PROCESS", &allowed, "SCMP_ACT_ALLOW", None);
+        bundle.run(&["/bin/echo", "allowed"]).says(&["allowed"]);
+    }
+}
+
 /// A profile that names arguments, as Docker's does.
 #[test]
 fn seccomp_conditions_on_arguments_hold() {
@@ -123,11 +164,13 @@ fn masked_paths_are_empty_and_readonly_paths_are_not_written() {
     std::fs::write(bundle.rootfs("secret/key"), "k").unwrap();
     std::fs::write(bundle.rootfs("etc/shadow"), "s").unwrap();
     std::fs::create_dir(bundle.rootfs("fixed")).unwrap();
+    std::fs::copy(bundle.rootfs("bin/busybox"), bundle.rootfs("fixed/echo")).unwrap();
     bundle.config["linux"]["maskedPaths"] =
         json!(["/secret", "/etc/shadow", "/proc/cpuinfo", "/no/such/path"]);
     bundle.config["linux"]["readonlyPaths"] = json!(["/fixed", "/proc/sys", "/no/such/path"]);
     bundle.capabilities(&["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
-    let ended = bundle.sh("ls /secret | wc -l; wc -c </etc/shadow; wc -c </proc/cpuinfo; touch /fixed/x; echo 1 >/proc/sys/kernel/msgmax; echo over");
+    let ended = bundle.sh("ls /secret | wc -l; wc -c </etc/shadow; wc -c </proc/cpuinfo; touch /fixed/x; echo 1 >/proc/sys/kernel/msgmax; /fixed/echo over");
+    // What is there can still be executed.
     ended.code(0).stdout("0\n0\n0\nover\n");
     let errors = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert_eq!(errors.matches("Read-only file system").count(), 2, "{ended}");
@@ -174,6 +217,39 @@ fn a_user_namespace_maps_its_users() {
     ended.says(&["0", " 0 100000 65536", "0:0", "0"]);
     let owner = crate::shell::host(&format!("stat -c %u:%g {}", bundle.rootfs("tmp/mine").display()));
     assert_eq!(owner, "100000:100000");
+}
+
+#[test]
+fn a_device_may_be_anywhere() {
+    for readonly in [false, true] {
+        let mut bundle = Bundle::new();
+        bundle.config["root"]["readonly"] = json!(readonly);
+        bundle.config["linux"]["devices"] = json!([
+            {"path": "/opt/deep/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o640, "uid": 5, "gid": 6},
+            {"path": "/opt/pipe", "type": "p", "fileMode": 0o600},
+        ]);
+        bundle
+            .sh("stat -c '%n %F %t:%T %a %u:%g' /opt/deep/null /opt/pipe; echo x >/opt/deep/null && (echo through >/opt/pipe & cat /opt/pipe)")
+            .says(&[
+                "/opt/deep/null character special file 1:3 640 5:6",
+                "/opt/pipe fifo 0:0 600 0:0",
+                "through",
+            ]);
+    }
+}
+
+/// Devices cannot be made in what is served for reading only: they are made beside it.
+#[test]
+fn a_read_only_root_needs_no_dev_of_its_own() {
+    let mut bundle = Bundle::new();
+    bundle.config["root"]["readonly"] = json!(true);
+    bundle.config["mounts"]
+        .as_array_mut()
+        .unwrap()
+        .retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
+    bundle
+        .sh("echo x >/dev/null && echo written; touch /new 2>/dev/null || echo read-only")
+        .says(&["written", "read-only"]);
 }
 
 #[test]

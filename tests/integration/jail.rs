@@ -68,12 +68,21 @@ fn jailed() {
     socket.read_exact(&mut kind).unwrap();
     let root = match kind[0] {
         b's' => Root::Share(vec![
-            Bind { source: "/etc".into(), target: "c1/rootfs".into(), readonly: true },
-            Bind { source: "/etc/hostname".into(), target: "c1/mounts/0".into(), readonly: false },
+            Bind { source: "/etc".into(), target: "c1/rootfs".into(), readonly: true, id_map: None },
+            Bind {
+                source: "/etc/hostname".into(),
+                target: "c1/mounts/0".into(),
+                readonly: false,
+                id_map: None,
+            },
         ]),
         b'q' | b'd' => {
-            let extra =
-                vec![Bind { source: "/etc/hostname".into(), target: "kernel".into(), readonly: true }];
+            let extra = vec![Bind {
+                source: "/etc/hostname".into(),
+                target: "kernel".into(),
+                readonly: true,
+                id_map: None,
+            }];
             let devices = if Path::new("/dev/kvm").exists() { vec![Device::Kvm] } else { vec![] };
             Root::System(System { extra, devices })
         }
@@ -196,6 +205,7 @@ fn a_share_grows_and_shrinks_from_outside() {
         source: source.into(),
         target: target.into(),
         readonly,
+        id_map: None,
     };
     let dir = tempfile::tempdir().unwrap();
     nix::unistd::mkfifo(&dir.path().join("pipe"), nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
@@ -324,6 +334,7 @@ fn serve(entries: &[(&str, &Path, bool)]) -> Result<(Fsd, OwnedFd), fsd::Error> 
         name: name.into(),
         source: source.to_path_buf(),
         readonly: *readonly,
+        id_map: None,
     };
     let spec = FsdSpec {
         id: "test".into(),
@@ -380,7 +391,7 @@ fn a_file_server_copies_special_files() {
 /// The client may speak before the server listens: nothing has to wait for [`Fsd::ready`].
 fn a_file_server_answers() {
     let (socket, client) = fsd::socket().unwrap();
-    let entries = vec![Entry { name: "a".into(), source: "/etc".into(), readonly: true }];
+    let entries = vec![Entry { name: "a".into(), source: "/etc".into(), readonly: true, id_map: None }];
     let start = Instant::now();
     let (cache, limits) = (Cache::default(), rt::config::Jail::default());
     let _server =

@@ -87,6 +87,62 @@ fn options_of_binds_are_the_guests() {
 }
 
 #[test]
+fn options_that_few_know_hold_too() {
+    let mut bundle = Bundle::new();
+    let source = bundle.path("volume");
+    bundle.file("volume/file", "content\n");
+    std::os::unix::fs::symlink("file", source.join("link")).unwrap();
+    let text = source.to_str().unwrap().to_owned();
+    bundle.mount("/follows", "bind", &text, &["rbind", "symfollow"]);
+    bundle.mount("/stays", "bind", &text, &["rbind", "nosymfollow", "sync", "iversion", "silent"]);
+    bundle.mount("/t", "tmpfs", "tmpfs", &["sync", "dirsync", "lazytime", "mand", "size=64k"]);
+    bundle
+        .sh("cat /follows/link; cat /stays/link 2>/dev/null || echo refused; readlink /stays/link; \
+             grep ' /t ' /proc/self/mountinfo | grep -o -E '[,: ](sync|dirsync|lazytime)' | tr -d ', ' | sort")
+        .says(&["content", "refused", "file", "dirsync", "lazytime", "sync"]);
+}
+
+/// Owners on disk are others in the container, in both directions. The host's file system has to allow it.
+#[test]
+fn owners_may_be_mapped() {
+    let mut bundle = Bundle::new();
+    let source = bundle.path("volume");
+    bundle.file("volume/theirs", "theirs\n");
+    for path in [&source, &source.join("theirs")] {
+        std::os::unix::fs::chown(path, Some(5000), Some(6000)).unwrap();
+    }
+    let text = source.to_str().unwrap().to_owned();
+    let map = |from: u32, to: u32| json!([{"containerID": from, "hostID": to, "size": 10}]);
+    let mut mount =
+        json!({"destination": "/v", "type": "bind", "source": text, "options": ["rbind", "idmap"]});
+    mount["uidMappings"] = map(5000, 0);
+    mount["gidMappings"] = map(6000, 0);
+    bundle.config["mounts"].as_array_mut().unwrap().push(mount);
+    bundle.mount("/plain", "bind", &text, &["rbind"]);
+    let ended = bundle
+        .sh("stat -c %u:%g /v /v/theirs /plain/theirs; touch /v/mine && stat -c %u:%g /v/mine /plain/mine");
+    if ended.code != 0 {
+        // tmpfs cannot before Linux 6.3; in a chroot nobody makes a user namespace.
+        ended.fails(&["open it and map its owners (idmap)"]);
+        return;
+    }
+    ended.says(&["0:0", "0:0", "5000:6000", "0:0", "5000:6000"]);
+    let made = source.join("mine").metadata().unwrap();
+    assert_eq!((made.uid(), made.gid()), (5000, 6000));
+}
+
+#[test]
+fn owners_can_be_mapped_of_bind_mounts_only_and_both_kinds() {
+    let mut bundle = Bundle::new();
+    bundle.mount("/t", "tmpfs", "tmpfs", &["idmap"]);
+    bundle.sh("true").fails(&["and is no bind mount"]);
+    let mut bundle = Bundle::new();
+    let source = bundle.path("rootfs");
+    bundle.mount("/v", "bind", source.to_str().unwrap(), &["rbind", "idmap"]);
+    bundle.sh("true").fails(&["neither it nor the container has uidMappings and gidMappings"]);
+}
+
+#[test]
 fn the_same_directory_at_two_places_is_one() {
     let mut bundle = Bundle::new();
     let source = bundle.path("volume");

@@ -84,6 +84,17 @@ impl From<Option<&LinuxCapabilities>> for Capabilities {
     }
 }
 
+impl Capabilities {
+    /// Makes these the process's own, but for the bounding and the ambient set; of the latter nothing stays that is not permitted.
+    ///
+    /// # Errors
+    /// For the user.
+    pub fn apply(&self) -> Result<(), String> {
+        sys::set_capabilities(self.effective, self.permitted, self.inheritable)
+            .map_err(|error| format!("unable to apply caps: {}", words(error)))
+    }
+}
+
 fn bit(capability: Capability) -> u64 {
     let name = format!("CAP_{capability}");
     NAMES.iter().position(|other| *other == name).map_or(0, |number| 1 << number)
@@ -145,8 +156,7 @@ pub fn assume(
     nix::unistd::setresuid(uid, uid, uid).map_err(failed("setuid"))?;
     control(libc::PR_SET_KEEPCAPS, 0, 0).map_err(failed("unable to clear keep caps"))?;
     between()?;
-    sys::set_capabilities(capabilities.effective, capabilities.permitted, capabilities.inheritable)
-        .map_err(failed("unable to apply caps"))?;
+    capabilities.apply()?;
     set_ambient(capabilities.ambient);
     Ok(())
 }

@@ -15,6 +15,7 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, Exec
 use nix::errno::Errno;
 use oci_spec::runtime::{Process, Spec};
 
+use crate::credentials::Capabilities;
 use crate::hooks::StartHooks;
 use crate::report::Report;
 use crate::seccomp::Filter;
@@ -32,14 +33,29 @@ pub struct GuestExecutor {
     /// Become the descriptors from 3 on.
     preserved: Arc<Vec<OwnedFd>>,
     hooks: StartHooks,
-    /// Loaded last but for the hooks, so that the profile need not allow what libcontainer does after its own application of
-    /// it (waiting for the start). Possible only with no_new_privs; else the profile is left in libcontainer's hands.
+    /// Loaded last but for the hooks, so that the profile need not allow what libcontainer would do after it, such as waiting for the start.
     filter: Option<Filter>,
+    /// Taken on then: without no_new_privs it takes a privilege to load a filter.
+    capabilities: Option<Capabilities>,
 }
 
 impl GuestExecutor {
-    pub fn new(report: Report, preserved: Vec<OwnedFd>, hooks: StartHooks, filter: Option<Filter>) -> Self {
-        Self { report, home: RefCell::new(None), preserved: Arc::new(preserved), hooks, filter }
+    pub fn new(
+        report: Report,
+        preserved: Vec<OwnedFd>,
+        hooks: StartHooks,
+        filter: Option<Filter>,
+        capabilities: Option<Capabilities>,
+    ) -> Self {
+        let (home, preserved) = (RefCell::new(None), Arc::new(preserved));
+        Self { report, home, preserved, hooks, filter, capabilities }
+    }
+
+    fn confine(&self) -> Result<(), String> {
+        if let Some(filter) = &self.filter {
+            filter.load()?;
+        }
+        self.capabilities.as_ref().map_or(Ok(()), Capabilities::apply)
     }
 }
 
@@ -76,9 +92,7 @@ impl Executor for GuestExecutor {
         else {
             fail(format!("exec {}: an argument or variable contains a zero byte", path.display()))
         };
-        if let Some(filter) = &self.filter
-            && let Err(message) = filter.load()
-        {
+        if let Err(message) = self.confine() {
             fail(message)
         }
         if let Err(message) = self.hooks.run(&environment) {

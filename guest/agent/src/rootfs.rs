@@ -14,10 +14,10 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns};
-use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
+use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat, mknod};
 use nix::sys::statvfs::{FsFlags, statvfs};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, unlinkat};
-use oci_spec::runtime::{Mount, Spec};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, chown, unlinkat};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount, Spec};
 
 /// What libcontainer makes in /dev and does not take when it is there, besides `linux.devices`.
 const OWN_DEVICES: [&str; 12] =
@@ -30,22 +30,37 @@ pub struct Rest {
     copies: Vec<(PathBuf, OwnedFd)>,
     /// A /dev that is read-only once libcontainer has filled it.
     sealed_dev: bool,
+    /// `linux.readonlyPaths`, of which libcontainer would make `nosuid`, `nodev` and `noexec`, too.
+    readonly_paths: Vec<String>,
 }
 
 impl Rest {
     pub fn is_empty(&self) -> bool {
-        self.propagations.is_empty() && self.copies.is_empty() && !self.sealed_dev
+        self.propagations.is_empty()
+            && self.copies.is_empty()
+            && !self.sealed_dev
+            && self.readonly_paths.is_empty()
     }
 }
 
-/// Prepares the root file system and takes out of `spec` what is left to [`finish`].
+/// Prepares the root file system and takes out of `spec` what is left to [`finish`]. What it needs to make is in `bundle`, the container's
+/// own directory.
 ///
 /// # Errors
 /// For the user.
-pub fn prepare(spec: &mut Spec) -> Result<Rest, String> {
-    let root = spec.root().as_ref().ok_or("root must be set in config.json")?.path().clone();
+pub fn prepare(spec: &mut Spec, bundle: &Path) -> Result<Rest, String> {
+    let root = spec.root().as_ref().ok_or("root must be set in config.json")?;
+    let is_read_only = root.readonly().unwrap_or(false);
+    let root = root.path().clone();
     let root = File::open(&root).map_err(|error| format!("cannot open {}: {error}", root.display()))?;
     let mut rest = Rest::default();
+    if let Some(linux) = spec.linux_mut() {
+        rest.readonly_paths = linux.readonly_paths_mut().take().unwrap_or_default();
+    }
+    if is_read_only {
+        add_dev(spec);
+    }
+    bind_devices(spec, bundle)?;
     for entry in spec.mounts_mut().iter_mut().flatten() {
         if is_bind(entry) {
             check_source(entry)?;
@@ -66,6 +81,57 @@ pub fn prepare(spec: &mut Spec) -> Result<Rest, String> {
     Ok(rest)
 }
 
+/// Nobody can make devices in a root file system that is served for reading only: they are made in a file system of their own.
+fn add_dev(spec: &mut Spec) {
+    let mounts = spec.mounts_mut().get_or_insert_with(Vec::new);
+    if !mounts.iter().any(|entry| entry.destination() == Path::new("/dev")) {
+        let options = ["nosuid", "strictatime", "mode=755", "size=64k"];
+        mounts.insert(0, mount_of("tmpfs", "tmpfs".into(), "/dev".into(), &options));
+    }
+}
+
+/// Devices outside of /dev, which libcontainer refuses, are made in `bundle` and mounted where they belong.
+fn bind_devices(spec: &mut Spec, bundle: &Path) -> Result<(), String> {
+    let Some(devices) = spec.linux_mut().as_mut().and_then(|linux| linux.devices_mut().as_mut()) else {
+        return Ok(());
+    };
+    let elsewhere: Vec<LinuxDevice> =
+        devices.extract_if(.., |device| !device.path().starts_with("/dev")).collect();
+    for (index, device) in elsewhere.iter().enumerate() {
+        let node = bundle.join(format!("device-{index}"));
+        make_device(device, &node).map_err(|error| {
+            format!("cannot make the device {}: {}", device.path().display(), error.desc())
+        })?;
+        let mounts = spec.mounts_mut().get_or_insert_with(Vec::new);
+        mounts.push(mount_of("bind", node, device.path().clone(), &["bind"]));
+    }
+    Ok(())
+}
+
+fn make_device(device: &LinuxDevice, node: &Path) -> nix::Result<()> {
+    let kind = match device.typ() {
+        LinuxDeviceType::B => SFlag::S_IFBLK,
+        LinuxDeviceType::P => SFlag::S_IFIFO,
+        LinuxDeviceType::C | LinuxDeviceType::U => SFlag::S_IFCHR,
+        // That is for rules.
+        LinuxDeviceType::A => return Err(Errno::EINVAL),
+    };
+    let number = |number: i64| u32::try_from(number).map_err(|_| Errno::EINVAL);
+    let number = libc::makedev(number(device.major())?, number(device.minor())?);
+    let mode = Mode::from_bits_truncate(device.file_mode().unwrap_or(0o666));
+    mknod(node, kind, mode, number)?;
+    // The agent's umask may have taken something away.
+    nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, node, mode, nix::sys::stat::FchmodatFlags::FollowSymlink)?;
+    chown(node, device.uid().map(Uid::from_raw), device.gid().map(Gid::from_raw))
+}
+
+fn mount_of(kind: &str, source: PathBuf, destination: PathBuf, options: &[&str]) -> Mount {
+    let mut entry = Mount::default();
+    entry.set_typ(Some(kind.to_owned())).set_source(Some(source)).set_destination(destination);
+    entry.set_options(Some(options.iter().map(|&option| option.to_owned()).collect()));
+    entry
+}
+
 fn is_bind(entry: &Mount) -> bool {
     entry.typ().as_deref() == Some("bind")
         || entry.options().iter().flatten().any(|option| option == "bind" || option == "rbind")
@@ -81,9 +147,26 @@ fn check_source(entry: &Mount) -> Result<(), String> {
     })
 }
 
-/// Takes `tmpcopyup` and propagation out of a mount's options, and gives a tmpfs its mount point's mode.
+/// An option as libcontainer gets it right; `None` for one that changes nothing.
+fn reworded(option: String, is_bind: bool) -> Option<String> {
+    match &option[..] {
+        // libcontainer knows these of a whole tree of mounts, which in a guest is one mount.
+        "nosymfollow" | "symfollow" => Some(format!("r{option}")),
+        // Of a file system, not of a mount. libcontainer loses these two of its own; the kernel looks at the name alone, and takes
+        // them with a value that libcontainer passes on.
+        "sync" | "dirsync" if !is_bind => Some(format!("{option}=")),
+        "sync" | "dirsync" | "lazytime" | "nolazytime" if is_bind => None,
+        // Without a meaning in Linux for what can be mounted in a guest: mandatory locks are gone since 5.15.
+        "mand" | "nomand" | "iversion" | "noiversion" | "silent" | "loud" => None,
+        _ => Some(option),
+    }
+}
+
+/// Takes `tmpcopyup` and propagation out of a mount's options, says others as libcontainer understands them, and gives a tmpfs its mount
+/// point's mode.
 fn take_options(entry: &mut Mount, root: BorrowedFd<'_>, rest: &mut Rest) -> Result<(), String> {
     let destination = entry.destination().clone();
+    let is_bind = is_bind(entry);
     let is_tmpfs = entry.typ().as_deref() == Some("tmpfs");
     let below =
         if is_tmpfs { open_in(root, &destination, OFlag::O_RDONLY | OFlag::O_DIRECTORY).ok() } else { None };
@@ -94,6 +177,7 @@ fn take_options(entry: &mut Mount, root: BorrowedFd<'_>, rest: &mut Rest) -> Res
     {
         options.push(format!("mode={:o}", status.st_mode & 0o7777));
     }
+    *options = std::mem::take(options).into_iter().filter_map(|option| reworded(option, is_bind)).collect();
     let mut copies = false;
     options.retain(|option| match option.as_str() {
         "tmpcopyup" => {
@@ -226,6 +310,14 @@ pub fn finish(pid: i32, rest: &Rest) -> Result<(), String> {
     if rest.sealed_dev {
         seal("/dev").map_err(|error| format!("cannot make /dev read-only: {}", error.desc()))?;
     }
+    for path in &rest.readonly_paths {
+        let recursively = MsFlags::MS_BIND | MsFlags::MS_REC;
+        match mount(Some(&path[..]), &path[..], none, recursively, none).and_then(|()| seal(path)) {
+            // As runc: what is not there needs no protection.
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(error) => return Err(format!("cannot make {path} read-only: {}", error.desc())),
+        }
+    }
     Ok(())
 }
 
@@ -328,6 +420,40 @@ mod tests {
             take_options(&mut dev, root.as_fd(), &mut rest).expect("taken");
             assert_eq!(rest.sealed_dev, sealed);
         }
+        fs::remove_dir_all(directory).expect("removed");
+    }
+
+    #[test]
+    fn options_are_said_as_libcontainer_understands_them() {
+        let of = |option: &str, is_bind| reworded(option.to_owned(), is_bind);
+        assert_eq!(of("nosymfollow", true).as_deref(), Some("rnosymfollow"));
+        assert_eq!(of("sync", false).as_deref(), Some("sync="));
+        assert_eq!(of("lazytime", false).as_deref(), Some("lazytime"));
+        assert_eq!((of("sync", true), of("mand", false)), (None, None));
+        assert_eq!(of("size=1m", false).as_deref(), Some("size=1m"));
+    }
+
+    #[test]
+    fn devices_are_found_a_place() {
+        let directory = scratch("nodes");
+        let mut spec: Spec = serde_json::from_str(
+            r#"{"ociVersion":"1.0.2","root":{"path":"/","readonly":true},"linux":{"devices":[
+                {"path":"/dev/fuse","type":"c","major":10,"minor":229},
+                {"path":"/opt/pipe","type":"p","major":0,"minor":0,"fileMode":384}]}}"#,
+        )
+        .expect("a spec");
+        add_dev(&mut spec);
+        bind_devices(&mut spec, &directory).expect("made");
+        let devices = spec.linux().as_ref().and_then(|linux| linux.devices().clone()).expect("devices");
+        assert_eq!(devices.iter().map(LinuxDevice::path).collect::<Vec<_>>(), [Path::new("/dev/fuse")]);
+        let mounts = spec.mounts().as_deref().expect("mounts");
+        assert_eq!((mounts[0].destination(), mounts[0].typ().as_deref()), (&"/dev".into(), Some("tmpfs")));
+        let node = directory.join("device-0");
+        assert_eq!(
+            (mounts[1].destination(), mounts[1].source().as_ref()),
+            (&"/opt/pipe".into(), Some(&node))
+        );
+        assert_eq!(fs::metadata(&node).expect("status").mode(), libc::S_IFIFO | 0o600);
         fs::remove_dir_all(directory).expect("removed");
     }
 

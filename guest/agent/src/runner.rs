@@ -88,7 +88,7 @@ fn make(
     check(&spec, &aside, create)?;
     let filter = aside.seccomp.as_ref().map(seccomp::translate).transpose()?;
     let hooks = StartHooks::new(std::mem::take(&mut aside.hooks), &create.container, &spec);
-    let rest = rootfs::prepare(&mut spec)?;
+    let rest = rootfs::prepare(&mut spec, &bundle)?;
     let path = bundle.join("config.json");
     let bytes = serde_json::to_vec(&spec).map_err(|error| format!("cannot write config.json: {error}"))?;
     fs::write(&path, bytes).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
@@ -107,7 +107,7 @@ fn make(
         ),
         None => None,
     };
-    let executor = GuestExecutor::new(report, preserved, hooks, filter);
+    let executor = GuestExecutor::new(report, preserved, hooks, filter, aside.capabilities);
     let built = build(create, stdio, executor, &bundle, listener.is_some().then_some(console.as_path()));
     let _ = fs::remove_file(&console);
     let pid = built

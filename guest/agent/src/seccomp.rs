@@ -1,8 +1,8 @@
 //! A container's seccomp profile in the kernel's own form: translated once, loaded by one system call.
 //!
-//! It is for the processes executed in a container, and for its first one where that has no_new_privs; elsewhere libcontainer loads a
-//! profile, before the privilege to do so is dropped. The translation is libcontainer's, with libseccomp, and as runc's: a system
-//! call that is newer than the profile does not exist (ENOSYS), so that a libc falls back to one that the profile's author knew.
+//! The translation is libseccomp's, and as runc's: a system call that is newer than the profile does not exist (ENOSYS), so that a
+//! libc falls back to one that the profile's author knew. libcontainer, which translates too, takes the two values of a masked comparison for
+//! each other, and loads a profile before steps of its own, which the profile would have to allow.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -12,8 +12,7 @@ use libseccomp::error::SeccompError;
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use oci_spec::runtime::{
-    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompFilterFlag,
-    LinuxSeccompOperator, LinuxSyscall, LinuxSyscallBuilder,
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompFilterFlag, LinuxSeccompOperator, LinuxSyscall,
 };
 
 /// A filter as the kernel takes it.
@@ -211,49 +210,6 @@ fn operator(operator: LinuxSeccompOperator, first: u64, second: u64) -> (ScmpCom
     (comparison, first)
 }
 
-/// A profile for libcontainer, which takes the two values of a masked comparison for each other (it would compare with the mask,
-/// under the value as the mask), and gives newer system calls the default. Those that libseccomp knows get their rule here.
-pub fn for_libcontainer(profile: &LinuxSeccomp) -> LinuxSeccomp {
-    let exchanged = |argument: &LinuxSeccompArg| match argument.op() {
-        LinuxSeccompOperator::ScmpCmpMaskedEq => {
-            let exchanged = LinuxSeccompArgBuilder::default()
-                .index(argument.index())
-                .value(argument.value_two().unwrap_or(0))
-                .value_two(argument.value())
-                .op(argument.op());
-            exchanged.build().expect("every field has a default")
-        }
-        _ => *argument,
-    };
-    let newer = newer_rule(profile);
-    let mut profile = profile.clone();
-    if let Some(mut rules) = profile.syscalls().clone() {
-        for rule in &mut rules {
-            let arguments = rule.args().as_ref().map(|all| all.iter().map(exchanged).collect());
-            rule.set_args(arguments);
-        }
-        rules.extend(newer);
-        profile.set_syscalls(Some(rules));
-    }
-    profile
-}
-
-fn newer_rule(profile: &LinuxSeccomp) -> Option<LinuxSyscall> {
-    /// Beyond what any libseccomp knows.
-    const HIGHEST: u32 = 1024;
-    let last = last_call(profile, ScmpArch::Native).filter(|_| hides_newer_calls(profile))?;
-    let name = |number| ScmpSyscall::from(i32::try_from(number).ok()?).get_name().ok();
-    let names: Vec<String> = (last + 1..HIGHEST).filter_map(name).collect();
-    if names.is_empty() {
-        return None;
-    }
-    let rule = LinuxSyscallBuilder::default()
-        .names(names)
-        .action(LinuxSeccompAction::ScmpActErrno)
-        .errno_ret(libc::ENOSYS as u32);
-    Some(rule.build().expect("names and action are all that is required"))
-}
-
 fn architecture(architecture: Arch) -> ScmpArch {
     match architecture {
         Arch::ScmpArchNative => ScmpArch::Native,
@@ -330,23 +286,6 @@ mod tests {
     }
 
     /// Docker's profile allows clone without the flags of namespaces so; the other way about it allows all.
-    #[test]
-    fn a_masked_comparison_has_its_mask_first() {
-        assert_eq!(
-            operator(LinuxSeccompOperator::ScmpCmpMaskedEq, 0x7e02_0000, 0),
-            (ScmpCompareOp::MaskedEqual(0x7e02_0000), 0)
-        );
-        let profile = profile(
-            r#"{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["clone"],"action":"SCMP_ACT_ALLOW",
-                "args":[{"index":0,"value":2114060288,"valueTwo":0,"op":"SCMP_CMP_MASKED_EQ"},
-                        {"index":1,"value":7,"op":"SCMP_CMP_EQ"}]}]}"#,
-        );
-        let adapted = for_libcontainer(&profile);
-        let arguments = adapted.syscalls().as_ref().expect("rules")[0].args().clone().expect("arguments");
-        assert_eq!((arguments[0].value(), arguments[0].value_two()), (0, Some(2_114_060_288)));
-        assert_eq!((arguments[1].value(), arguments[1].value_two()), (7, None));
-    }
-
     /// What the program answers: the only instructions that matter here are those of [`refuse_between`].
     fn answer(program: &[u64], architecture: u32, number: u32) -> Option<u32> {
         let (mut at, mut value) = (0, 0);
@@ -365,6 +304,14 @@ mod tests {
                 other => panic!("instruction {other:#x}"),
             };
         }
+    }
+
+    #[test]
+    fn a_masked_comparison_has_its_mask_first() {
+        assert_eq!(
+            operator(LinuxSeccompOperator::ScmpCmpMaskedEq, 0x7e02_0000, 0),
+            (ScmpCompareOp::MaskedEqual(0x7e02_0000), 0)
+        );
     }
 
     #[test]
@@ -390,12 +337,6 @@ mod tests {
         assert_eq!(answer(&program, 0xc000_003e, X32_BIT + 1), None);
         assert_eq!(answer(&program, 0xc000_00b7, 500), None);
         assert!(newer_calls(&json("SCMP_ACT_LOG")).is_empty());
-        let rules = for_libcontainer(&json("SCMP_ACT_KILL")).syscalls().clone().expect("rules");
-        let newer = rules.last().expect("a rule");
-        assert_eq!(newer.errno_ret(), Some(libc::ENOSYS as u32));
-        assert!(
-            newer.names().contains(&"faccessat2".to_owned()) && !newer.names().contains(&"read".to_owned())
-        );
         assert!(translate(&json("SCMP_ACT_ERRNO")).expect("translated").program.starts_with(&program));
     }
 

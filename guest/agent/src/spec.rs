@@ -9,13 +9,15 @@ use oci_spec::runtime::{
     LinuxNamespaceType, LinuxSeccomp, Process, Spec,
 };
 
-use crate::{cgroup, limits, seccomp};
+use crate::{cgroup, credentials, limits};
 
 /// What the runner does itself, beside the spec that it hands to libcontainer.
 #[derive(Debug, Default, PartialEq)]
 pub struct Aside {
     /// For [`crate::executor`].
     pub seccomp: Option<LinuxSeccomp>,
+    /// What the process may do once its profile is loaded, where it needs more to load it.
+    pub capabilities: Option<credentials::Capabilities>,
     /// startContainer's, likewise.
     pub hooks: Vec<Hook>,
     /// To be set in the guest's own network namespace, which is the container's.
@@ -180,20 +182,20 @@ pub fn adapt(spec: &mut Spec, container: &str, processors: usize) -> Aside {
         };
         process.set_apparmor_profile(None);
         process.set_selinux_label(None);
-        // libcontainer applies a profile after dropping the privilege to do so when this is present and false.
-        if process.no_new_privileges() == Some(false) {
-            process.set_no_new_privileges(None);
-        }
-        let is_late = process.no_new_privileges() == Some(true);
-        match linux.seccomp().clone() {
-            Some(profile) if is_late && !libcontainer::seccomp::is_notify(&profile) => {
-                aside.seccomp = Some(profile);
-                linux.set_seccomp(None);
-            }
-            profile => drop(linux.set_seccomp(profile.as_ref().map(seccomp::for_libcontainer))),
-        }
+        aside.seccomp = linux.seccomp().clone();
+        linux.set_seccomp(None);
         // Absent, all of them or a single set, means none for runc; libcontainer leaves such a set as the agent has it.
-        process.set_capabilities(Some(all_sets(process.capabilities().as_ref())));
+        let mut capabilities = all_sets(process.capabilities().as_ref());
+        if aside.seccomp.is_some() && process.no_new_privileges() != Some(true) {
+            aside.capabilities = Some(Some(&capabilities).into());
+            let raised = |set: &Option<Capabilities>| {
+                let more = [Capability::SysAdmin];
+                Some(set.iter().flatten().copied().chain(more).collect())
+            };
+            capabilities.set_effective(raised(capabilities.effective()));
+            capabilities.set_permitted(raised(capabilities.permitted()));
+        }
+        process.set_capabilities(Some(capabilities));
         // The agent's own would be inherited: never killed when memory runs out.
         if process.oom_score_adj().is_none() {
             process.set_oom_score_adj(Some(0));
@@ -285,16 +287,23 @@ mod tests {
     }
 
     #[test]
-    fn a_profile_is_applied_late_only_with_no_new_privileges() {
+    fn a_profile_is_loaded_with_the_privilege_to_do_so() {
+        let permitted = |spec: &Spec| {
+            let sets = spec.process().as_ref().and_then(|process| process.capabilities().clone());
+            sets.and_then(|sets| sets.permitted().clone()).expect("a set")
+        };
         let mut with = minimal(r#","noNewPrivileges":true"#, SECCOMP);
-        assert!(adapt(&mut with, "c", 1).seccomp.is_some());
-        assert!(with.linux().as_ref().expect("linux").seccomp().is_none());
+        let aside = adapt(&mut with, "c", 1);
+        assert!(aside.seccomp.is_some() && aside.capabilities.is_none() && permitted(&with).is_empty());
         for process in ["", r#","noNewPrivileges":false"#] {
             let mut without = minimal(process, SECCOMP);
-            assert!(adapt(&mut without, "c", 1).seccomp.is_none());
-            assert!(without.linux().as_ref().expect("linux").seccomp().is_some());
-            assert_eq!(without.process().as_ref().expect("process").no_new_privileges(), None);
+            let aside = adapt(&mut without, "c", 1);
+            assert!(without.linux().as_ref().expect("linux").seccomp().is_none() && aside.seccomp.is_some());
+            assert_eq!(aside.capabilities, Some(credentials::Capabilities::default()));
+            assert_eq!(permitted(&without), [Capability::SysAdmin].into());
         }
+        let mut none = minimal("", "");
+        assert!(adapt(&mut none, "c", 1).capabilities.is_none() && permitted(&none).is_empty());
     }
 
     #[test]

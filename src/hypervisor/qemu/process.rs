@@ -73,8 +73,12 @@ fn jail_of(
     initramfs: &OsStr,
     vcpus: u64,
 ) -> Jail<'static> {
-    let bind =
-        |source: &OsStr, target: &Path| Bind { source: source.into(), target: target.into(), readonly: true };
+    let bind = |source: &OsStr, target: &Path| Bind {
+        source: source.into(),
+        target: target.into(),
+        readonly: true,
+        id_map: None,
+    };
     let mut extra = vec![bind(kernel, Path::new(KERNEL)), bind(initramfs, Path::new(INITRAMFS))];
     extra.extend(own_tree(Path::new(binary)).map(|target| bind(binary, &target)));
     let devices = if accelerator == "kvm" { vec![Device::Kvm] } else { Vec::new() };
