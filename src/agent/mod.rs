@@ -404,7 +404,10 @@ impl Agent {
         if reply.indexes.len() == wanted && !reply.indexes.contains(&0) {
             return Ok(reply.indexes);
         }
-        Err(Error::Impossible { call, what: format!("interfaces {:?} of {wanted} devices", reply.indexes) })
+        Err(Error::Impossible {
+            call,
+            what: format!("{} interfaces of {wanted} devices", reply.indexes.len()),
+        })
     }
 
     /// Finds the disks of plugged block devices: the guest's device number of each.
