@@ -83,6 +83,11 @@ pub enum Error {
     SandboxNotReady(String),
     #[error("cannot join {id}: it is a container of sandbox {sandbox} and has no virtual machine of its own")]
     NotASandbox { id: String, sandbox: String },
+    #[error(
+        "cannot join sandbox {sandbox}: the bundle names the network namespace {path}, which is another than the sandbox's, and a \
+         virtual machine has one network for all of its containers; name the sandbox's or none, or run the container alone"
+    )]
+    OtherNetwork { path: PathBuf, sandbox: String },
     #[error(transparent)]
     Config(#[from] config::Error),
     #[error(transparent)]

@@ -112,6 +112,9 @@ impl Monitor {
         let bundle = Bundle::load(&request.bundle)?;
         let config = config.annotated(bundle.spec.annotations().as_ref())?;
         let role = bundle.role()?;
+        if let Role::Member(sandbox) = &role {
+            validate(sandbox)?;
+        }
         // What joins a machine has that one's network.
         let wanted_network = match role {
             Role::Member(_) => Choice::New,

@@ -311,6 +311,35 @@ fn restarts_leave_nothing_behind() {
     eventually("the end of open files", || !host(&format!("ls -l /proc/{fsd}/fd")).contains(&root));
 }
 
+/// One machine has one network.
+#[test]
+fn a_network_of_its_own_is_refused_to_a_member() {
+    let pause = sandbox();
+    let pod = running(&pause);
+    let with = |path: &str| {
+        let mut bundle = member(&pause, pod.pid(), "true");
+        for namespace in bundle.config["linux"]["namespaces"].as_array_mut().unwrap() {
+            if namespace["type"] == "network" {
+                namespace["path"] = json!(path);
+            }
+        }
+        bundle
+    };
+    // As containerd names the pod's, and that of a pod in the host's network.
+    for path in [format!("/proc/{}/ns/net", pod.pid()), format!("/proc/{}/ns/net", std::process::id())] {
+        with(&path).call().end().code(0);
+    }
+    let mut other = std::process::Command::new("unshare").args(["-n", "sleep", "1000"]).spawn().unwrap();
+    let path = format!("/proc/{}/ns/net", other.id());
+    let own = fs::read_link("/proc/self/ns/net").unwrap();
+    eventually("the other namespace", || fs::read_link(&path).is_ok_and(|path| path != own));
+    let bundle = with(&path);
+    let ended = bundle.rt(&["create", "-b", bundle.dir().to_str().unwrap(), &bundle.id]);
+    other.kill().and_then(|()| other.wait()).unwrap();
+    ended.fails(&[&format!("cannot join sandbox {}", pause.id), &path, "is another than the sandbox's"]);
+    bundle.leaves_nothing();
+}
+
 #[test]
 fn a_sandbox_that_cannot_be_joined_is_named() {
     let pause = sandbox();
@@ -324,6 +353,8 @@ fn a_sandbox_that_cannot_be_joined_is_named() {
     let mut b = member(&pause, pod.pid(), "true");
     b.config["annotations"][SANDBOX] = json!(a.id);
     create(&b).fails(&[&a.id, "is a container of sandbox", &pause.id]);
+    b.config["annotations"][SANDBOX] = json!("a\n\u{1b}[2J");
+    create(&b).fails(&["invalid container ID format", "u{1b}[2J"]);
     b.config["annotations"][SANDBOX] = json!("");
     create(&b).fails(&[SANDBOX, "does not say of which"]);
     b.config["annotations"][SANDBOX] = json!(b.id);
