@@ -5,12 +5,14 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use oci_spec::runtime::Process;
 use serde::{Deserialize, Serialize};
 
 use super::console::Console;
+use super::flow::Flow;
 use super::record::{Status, Store};
 use super::signals::Signals;
 use super::stdio::{Pumps, Stdio, Streams};
@@ -48,6 +50,8 @@ pub struct Exec {
     id: String,
     exec_id: String,
     pumps: Pumps,
+    /// For its streams to end.
+    limit: Duration,
     /// The process ends with this one, whatever ends it.
     _lifeline: UnixStream,
 }
@@ -105,12 +109,18 @@ impl Exec {
         }
         let mut pumps = stdio.start().map_err(system("start the standard streams"))?;
         moving.start(&mut pumps).map_err(system("start the preserved descriptors' streams"))?;
-        Ok(Self { agent, id: request.id.clone(), exec_id, pumps, _lifeline: lifeline })
+        let limit = lifecycle::end_limit(vm, config);
+        Ok(Self { agent, id: request.id.clone(), exec_id, pumps, limit, _lifeline: lifeline })
     }
 
     /// The agent of the container's machine, and the name by which it knows the process.
     pub fn handle(&self) -> (&Agent, &str) {
         (&self.agent, &self.exec_id)
+    }
+
+    /// What it writes.
+    pub fn flow(&self) -> Arc<Flow> {
+        self.pumps.flow()
     }
 
     /// Sends it a signal.
@@ -127,7 +137,8 @@ impl Exec {
     /// [`Error`]
     pub fn wait(self) -> Result<u8, Error> {
         let exit = wait::for_exit(&self.agent, &self.id, &self.exec_id, &[]);
-        self.pumps.finish();
+        self.pumps.flow().tell();
+        self.pumps.finish(self.limit);
         match exit {
             Ok(exit) => Ok(exit.code),
             // The sandbox's end closes the connection.

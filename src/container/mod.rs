@@ -9,6 +9,7 @@ mod block;
 mod console;
 pub mod debug;
 mod exec;
+mod flow;
 pub mod gc;
 mod hooks;
 mod id;
@@ -36,10 +37,11 @@ use serde::{Deserialize, Serialize};
 
 pub use console::Console;
 pub use exec::{Exec, ExecRequest, carry as exec};
+pub use flow::{Flow, Patience};
 pub use id::{InvalidId, generate, validate};
 pub use lifecycle::{
-    cgroup_files, console, delete, is_live, kill, list, log, pause, processes, resume, start, stats, update,
-    watch_oom,
+    Machine, cgroup_files, console, delete, is_live, kill, list, live as agent, log, pause, processes,
+    resume, start, stats, update, watch_oom,
 };
 pub use monitor::Monitor;
 pub use preserve::{FIRST as FIRST_PRESERVED, Range as PreserveRange};

@@ -8,12 +8,14 @@ use std::fs::OpenOptions;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::block;
 use super::console::Console;
+use super::flow::Flow;
 use super::hooks::{self, Moment};
 use super::network::{Choice, Watched};
 use super::notify;
@@ -22,7 +24,7 @@ use super::record::{self, Record, Status, Store};
 use super::resolver::Resolver;
 use super::signals::{Signals, Watch};
 use super::stdio::{Pumps, Stdio, Streams};
-use super::{Error, KILLED, Request, pod, system, validate, wait};
+use super::{Error, KILLED, Request, lifecycle, pod, system, validate, wait};
 use crate::agent::{self, Agent, OomWatch};
 use crate::bundle::{Bundle, Role, guest_spec};
 use crate::cgroup::{self, Limits, Overhead};
@@ -205,6 +207,14 @@ impl Monitor {
         Ok(self.place.as_ref().ok_or(Error::NotRunning)?.agent())
     }
 
+    /// What its process writes, since [`Monitor::create`].
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`] before.
+    pub fn flow(&self) -> Result<Arc<Flow>, Error> {
+        Ok(self.pumps.as_ref().ok_or(Error::NotRunning)?.flow())
+    }
+
     /// Waits for the end of the container's process and of its output, and ends the machine if it is this container's: its exit code.
     ///
     /// # Errors
@@ -214,10 +224,15 @@ impl Monitor {
         let pumps = self.pumps.take();
         self.watch_oom(place.agent());
         let result = wait::for_exit(place.agent(), &self.request.id, "", &place.processes());
+        if let Some(pumps) = &pumps {
+            pumps.flow().tell();
+        }
         if let Some(network) = &mut self.network {
             network.stop();
         }
-        let finish = |pumps: Option<Pumps>| pumps.into_iter().for_each(Pumps::finish);
+        let limit =
+            self.record.vm.as_ref().map(|vm| lifecycle::end_limit(vm, &self.config)).unwrap_or_default();
+        let finish = |pumps: Option<Pumps>| pumps.into_iter().for_each(|pumps| pumps.finish(limit));
         match (result, place) {
             (Ok(exit), place) => {
                 self.timeline.mark("container.exited");

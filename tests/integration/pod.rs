@@ -311,6 +311,42 @@ fn restarts_leave_nothing_behind() {
     eventually("the end of open files", || !host(&format!("ls -l /proc/{fsd}/fd")).contains(&root));
 }
 
+/// A guest that stands still, here in a hook that takes for ever, holds up nobody who wants to be rid of the container.
+#[test]
+fn a_start_that_hangs_is_waited_for_by_nobody_else() {
+    let pause = sandbox();
+    let pod = running(&pause);
+    let mut bundle = member(&pause, pod.pid(), "true");
+    let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", "echo >/tmp/hook; sleep 100000"]});
+    bundle.config["hooks"]["startContainer"] = json!([hook]);
+    let container = bundle.create(&[]);
+    let start = bundle.call().verb(&["start", &bundle.id]).start();
+    eventually("the hook", || bundle.rootfs("tmp/hook").exists());
+    let vmm = Pid::from_raw(process_of(&record(&pod), "vm"));
+    kill(vmm, Signal::SIGSTOP).unwrap();
+    assert_eq!(container.state()["status"], "created");
+    container.rt(&["delete", "--force"]).says(&[]);
+    start.end().fails(&["cannot start a container that has stopped"]);
+    kill(vmm, Signal::SIGCONT).unwrap();
+    pod.sh("echo on").says(&["on"]);
+}
+
+/// A container can be killed while its hooks run, and only once be started.
+#[test]
+fn a_hook_that_hangs_is_ended_with_the_container() {
+    let mut bundle = Bundle::new();
+    let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", "echo >/tmp/hook; sleep 100000"]});
+    bundle.config["hooks"]["startContainer"] = json!([hook]);
+    let container = bundle.create(&[]);
+    let pid = container.pid();
+    let start = bundle.call().verb(&["start", &bundle.id]).start();
+    eventually("the hook", || bundle.rootfs("tmp/hook").exists());
+    container.rt(&["start"]).fails(&["cannot start container", "already running"]);
+    bundle.rt(&["kill", &bundle.id, "KILL"]).says(&[]);
+    start.end().fails(&["startContainer hook failed, or its process was killed"]);
+    assert_eq!(container.exit_code(pid), 137);
+}
+
 /// One machine has one network.
 #[test]
 fn a_network_of_its_own_is_refused_to_a_member() {
