@@ -243,14 +243,18 @@ impl Agent {
         self.tell("CreateContainer", &request)
     }
 
-    /// Lets a container's process run; where it has `hooks` to run first, that takes as long as it takes.
+    /// The same connection, for calls that may take for ever: what the guest does for them is the container's.
+    pub fn patient(&self) -> Self {
+        Self { timeout: Duration::MAX, ..self.clone() }
+    }
+
+    /// Lets a container's process run; where it has hooks to run first, that takes as long as it takes.
     ///
     /// # Errors
     /// [`Error`]
-    pub fn start_container(&self, id: &str, hooks: bool) -> Result<(), Error> {
+    pub fn start_container(&self, id: &str) -> Result<(), Error> {
         let request = ContainerRequest { container_id: id.into(), ..Default::default() };
-        let patient = Self { timeout: if hooks { Duration::MAX } else { self.timeout }, ..self.clone() };
-        patient.tell("StartContainer", &request)
+        self.tell("StartContainer", &request)
     }
 
     /// Runs another process in a container, or beside the agent when it brings its program along. `process` is the runtime-spec's object as JSON, `exec_id` the caller's choice,

@@ -81,12 +81,7 @@ impl Exec {
         if request.detached {
             cgroup::join(&record.cgroups)?;
         }
-        let timeout = match record.status() {
-            // It is frozen at its first instruction, until the container is resumed.
-            Status::Paused if request.program.is_none() => Duration::MAX,
-            _ => lifecycle::patience(vm, config),
-        };
-        let agent = Agent::connect(&vm.vsock, timeout)?;
+        let agent = Agent::connect(&vm.vsock, lifecycle::patience(vm, config))?;
         let terminal = request.process.terminal().unwrap_or(false);
         let size = request.process.console_size();
         let (console, ends) = streams.open(terminal, request.console_socket.as_deref(), size)?;
@@ -102,7 +97,12 @@ impl Exec {
         let exec_id = format!("{:016x}", random::non_zero().map_err(system("make an ID"))?);
         let process = serde_json::to_vec(&request.process).expect("a process has only string keys");
         let size = console.as_ref().and_then(Console::size);
-        agent.exec_process(&request.id, &exec_id, process, names, size, &request.cgroup)?;
+        let calling = match record.status() {
+            // It is frozen at its first instruction, until the container is resumed.
+            Status::Paused if request.program.is_none() => agent.patient(),
+            _ => agent.clone(),
+        };
+        calling.exec_process(&request.id, &exec_id, process, names, size, &request.cgroup)?;
         if let Some(signals) = signals {
             let watch = signals.watch_process(&agent, &request.id, &exec_id, console);
             watch.map_err(system("watch signals"))?;

@@ -104,11 +104,14 @@ pub fn start(store: &Store, config: &Config, id: &str) -> Result<(), Error> {
     // The guest's hooks take as long as they take, for ever perhaps: whoever wants to stop the container must not wait for them. Of two
     // starts the agent refuses one.
     drop(state);
-    let hooks = hooks::has_start_hooks(&record.hooks);
-    if hooks {
-        end_with_monitor(&agent, &record)?;
-    }
-    match agent.start_container(id, hooks) {
+    let started = match hooks::has_start_hooks(&record.hooks) {
+        true => {
+            end_with_monitor(&agent, &record)?;
+            agent.patient().start_container(id)
+        }
+        false => agent.start_container(id),
+    };
+    match started {
         Err(crate::agent::Error::Transport { .. }) if record.status() == Status::Stopped => {
             return Err(Error::Ended);
         }

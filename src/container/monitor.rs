@@ -184,7 +184,11 @@ impl Monitor {
     /// # Errors
     /// [`Error`]
     pub fn start(&mut self) -> Result<(), Error> {
-        self.agent()?.start_container(&self.request.id, hooks::has_start_hooks(&self.record.hooks))?;
+        let agent = match hooks::has_start_hooks(&self.record.hooks) {
+            true => self.agent()?.patient(),
+            false => self.agent()?.clone(),
+        };
+        agent.start_container(&self.request.id)?;
         self.timeline.mark("container.started");
         self.record = self.store.change(&self.request.id, |record| record.status = Status::Running)?;
         hooks::run_all(Moment::Poststart, &self.record, Status::Running);
