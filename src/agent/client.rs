@@ -4,22 +4,35 @@
 //! when it has its own another takes over. (The ttrpc crate's client starts two threads a connection, one of which
 //! wakes every ten milliseconds for as long as the connection is open.)
 //!
-//! The other end is the guest's: a message has at most ttRPC's 4 MiB, answers to nobody are dropped, and what is no answer ends the connection.
+//! The other end is the guest's. An answer is no longer than its caller allows, which the header of its message tells before the rest is
+//! read; one that comes too late is dropped; and what is no answer to a call, or the second one to it, ends the connection. A guest that
+//! does not read is waited for a while by those who have something to say, whatever time they have for the answer.
 
 use std::collections::HashMap;
-use std::io::{ErrorKind, Read, Write};
-use std::os::fd::AsFd;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, recv, send};
 use protobuf::Message;
-use ttrpc::proto::{Code, MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX, MESSAGE_TYPE_RESPONSE};
-use ttrpc::{MessageHeader, Request, Response};
+use ttrpc::proto::{Code, MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX, MESSAGE_TYPE_RESPONSE, Status};
+use ttrpc::{MessageHeader, Request};
+
+use super::wire;
 
 const SERVICE: &str = "rt.agent.Agent";
+/// The least that every answer may have: an error has its text.
+pub const SHORT: usize = 64 << 10;
+/// What an answer has around its payload.
+const ENVELOPE: usize = 16;
+/// For a request to be taken.
+const SENDING: Duration = Duration::from_secs(120);
+/// Calls that have not been answered, late ones among them.
+const MAX_AWAITED: usize = 1024;
 
 /// Why there is no answer.
 #[derive(Debug)]
@@ -48,12 +61,21 @@ struct Shared {
 
 #[derive(Default)]
 struct Answers {
-    /// By the number of the request that somebody waits for.
-    of: HashMap<u32, Option<Vec<u8>>>,
+    /// By the number of the request.
+    of: HashMap<u32, Awaited>,
     /// Somebody reads.
     is_read: bool,
     /// There will be no more, and why.
     lost: Option<String>,
+}
+
+/// What is known of a request's answer.
+enum Awaited {
+    /// It may have so many bytes.
+    Wanted(usize),
+    Here(Vec<u8>),
+    /// Nobody wants it.
+    Late(usize),
 }
 
 impl Client {
@@ -67,16 +89,17 @@ impl Client {
         }))
     }
 
-    /// Makes a call, and waits at most `timeout` for its answer.
+    /// Makes a call, and waits at most `timeout` for its answer, which has at most so many bytes.
     ///
     /// # Errors
     /// [`Failure`]
-    pub fn call<T: Message>(
+    pub fn call(
         &self,
         method: &str,
         request: &impl Message,
         timeout: Option<Duration>,
-    ) -> Result<T, Failure> {
+        most: usize,
+    ) -> Result<Vec<u8>, Failure> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let encode = || {
             let timeout_nano = timeout.and_then(|timeout| i64::try_from(timeout.as_nanos()).ok());
@@ -94,15 +117,35 @@ impl Client {
                 "{method} has {length} bytes, and {MESSAGE_LENGTH_MAX} are the most"
             )));
         }
-        let number = self.0.send(&bytes, deadline)?;
+        let number = self.0.send(&bytes, deadline, most.max(SHORT) + ENVELOPE)?;
         let answer = self.0.wait(number, deadline)?;
-        let wrong = |error: protobuf::Error| Failure::Lost(format!("the answer is damaged: {error}"));
-        let mut answer = Response::parse_from_bytes(&answer).map_err(wrong)?;
-        match answer.status.take() {
-            Some(status) if status.code.value() != Code::OK as i32 => Err(Failure::Refused(status.message)),
-            _ => T::parse_from_bytes(&answer.payload).map_err(wrong),
+        open(&answer)
+    }
+
+    /// Ends the connection: whoever waits for an answer gets none.
+    pub fn close(&self) {
+        // One that has ended already needs no end.
+        let _ = self.0.stream.shutdown(Shutdown::Both);
+    }
+}
+
+/// Takes the payload, or the agent's error, out of an answer.
+fn open(answer: &[u8]) -> Result<Vec<u8>, Failure> {
+    let wrong = |what: String| Failure::Lost(format!("the answer is damaged: {what}"));
+    let mut payload = &[][..];
+    for field in wire::fields(answer) {
+        match field.map_err(|what| wrong(what.to_owned()))? {
+            (1, status) => {
+                let status = Status::parse_from_bytes(status).map_err(|error| wrong(error.to_string()))?;
+                if status.code.value() != Code::OK as i32 {
+                    return Err(Failure::Refused(status.message));
+                }
+            }
+            (2, bytes) => payload = bytes,
+            (number, _) => return Err(wrong(format!("it has a field {number}"))),
         }
     }
+    Ok(payload.to_owned())
 }
 
 impl Shared {
@@ -112,36 +155,69 @@ impl Shared {
     }
 
     /// Writes a request: its number.
-    fn send(&self, request: &[u8], deadline: Option<Instant>) -> Result<u32, Failure> {
+    fn send(&self, request: &[u8], deadline: Option<Instant>, most: usize) -> Result<u32, Failure> {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let number = *next;
         *next = next.wrapping_add(2);
         {
             let mut answers = self.answers();
+            if answers.of.len() >= MAX_AWAITED {
+                self.lose(answers, "it has left too many calls without an answer");
+                answers = self.answers();
+            }
             if let Some(reason) = &answers.lost {
                 return Err(Failure::Lost(reason.clone()));
             }
-            answers.of.insert(number, None);
+            answers.of.insert(number, Awaited::Wanted(most));
         }
         let mut message: Vec<u8> = MessageHeader::new_request(number, request.len() as u32).into();
         message.extend_from_slice(request);
-        // A guest that does not read must not hold its caller for ever.
-        let limit =
-            deadline.map(|at| at.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)));
-        let written = self.stream.set_write_timeout(limit).and_then(|()| (&self.stream).write_all(&message));
-        match written {
-            Ok(()) => Ok(number),
+        // Others wait for their turn to write meanwhile: also one that may wait for its answer for ever has an end here.
+        let latest = Instant::now() + SENDING;
+        let deadline = deadline.map_or(latest, |at| at.min(latest));
+        self.write(&message, deadline).map(|()| number).map_err(|error| {
             // A part of it may have gone.
-            Err(error) => {
-                let reason = error.to_string();
-                let mut answers = self.answers();
-                answers.of.remove(&number);
-                self.lose(answers, &reason);
-                match error.kind() {
-                    ErrorKind::WouldBlock | ErrorKind::TimedOut => Err(Failure::Late),
-                    _ => Err(Failure::Lost(reason)),
-                }
+            let reason = match error {
+                Errno::ETIMEDOUT => "the guest does not take a request",
+                error => error.desc(),
+            };
+            let mut answers = self.answers();
+            answers.of.remove(&number);
+            self.lose(answers, reason);
+            match error {
+                Errno::ETIMEDOUT => Failure::Late,
+                _ => Failure::Lost(reason.to_owned()),
             }
+        })
+    }
+
+    /// A guest that takes it byte by byte has no more time than another.
+    fn write(&self, mut message: &[u8], deadline: Instant) -> Result<(), Errno> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        while !message.is_empty() {
+            match send(self.stream.as_raw_fd(), message, flags) {
+                Ok(count) => message = &message[count..],
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => match self.poll(PollFlags::POLLOUT, Some(deadline))? {
+                    true => {}
+                    false => return Err(Errno::ETIMEDOUT),
+                },
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the stream is ready; false when the time is up.
+    fn poll(&self, event: PollFlags, deadline: Option<Instant>) -> Result<bool, Errno> {
+        // Rounded up, so that the time is up when it says so.
+        let timeout = deadline.map_or(PollTimeout::NONE, |at| {
+            let left = at.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut [PollFd::new(self.stream.as_fd(), event)], timeout) {
+            Err(Errno::EINTR) => Ok(true),
+            other => Ok(other? > 0),
         }
     }
 
@@ -149,8 +225,10 @@ impl Shared {
     fn wait(&self, number: u32, deadline: Option<Instant>) -> Result<Vec<u8>, Failure> {
         let mut answers = self.answers();
         loop {
-            if let Some(Some(_)) = answers.of.get(&number) {
-                return Ok(answers.of.remove(&number).flatten().unwrap_or_default());
+            if let Some(Awaited::Here(answer)) = answers.of.get_mut(&number) {
+                let answer = std::mem::take(answer);
+                answers.of.remove(&number);
+                return Ok(answer);
             }
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             let reason = match &answers.lost {
@@ -158,7 +236,9 @@ impl Shared {
                 None => left.filter(Duration::is_zero).map(|_| Failure::Late),
             };
             if let Some(reason) = reason {
-                answers.of.remove(&number);
+                if let Some(Awaited::Wanted(most)) = answers.of.remove(&number) {
+                    answers.of.insert(number, Awaited::Late(most));
+                }
                 return Err(reason);
             }
             if answers.is_read {
@@ -176,11 +256,11 @@ impl Shared {
             answers = self.answers();
             answers.is_read = false;
             match read {
-                Ok(Some((number, answer))) => {
-                    if let Some(place) = answers.of.get_mut(&number) {
-                        *place = Some(answer);
-                    }
-                }
+                // It is in `of`, since it was when its header came.
+                Ok(Some((number, answer))) => match answers.of.get_mut(&number) {
+                    Some(place @ Awaited::Wanted(_)) => *place = Awaited::Here(answer),
+                    _ => drop(answers.of.remove(&number)),
+                },
                 Ok(None) => {}
                 Err(reason) => {
                     self.lose(answers, &reason);
@@ -202,53 +282,59 @@ impl Shared {
     fn read(&self, deadline: Option<Instant>) -> Result<Option<(u32, Vec<u8>)>, String> {
         let mut partial = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            if let Some(message) = take_message(&mut partial)? {
+            if let Some(message) = self.take_message(&mut partial)? {
                 return Ok(Some(message));
             }
-            // Rounded up, so that the time is up when it says so.
-            let timeout = deadline.map_or(PollTimeout::NONE, |at| {
-                let left = at.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
-                PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-            });
-            match poll(&mut [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)], timeout) {
-                Ok(0) => return Ok(None),
-                Ok(_) => {}
-                Err(Errno::EINTR) => continue,
-                Err(error) => return Err(error.desc().to_owned()),
+            if !self.poll(PollFlags::POLLIN, deadline).map_err(|error| error.desc().to_owned())? {
+                return Ok(None);
             }
             let mut chunk = [0; 16 * 1024];
-            match (&self.stream).read(&mut chunk) {
+            match recv(self.stream.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT) {
                 Ok(0) => return Err("the guest's end is closed".to_owned()),
                 Ok(length) => partial.extend_from_slice(&chunk[..length]),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.to_string()),
+                Err(Errno::EINTR | Errno::EAGAIN) => {}
+                Err(error) => return Err(error.desc().to_owned()),
             }
         }
     }
-}
 
-/// The first message, if it is whole.
-fn take_message(bytes: &mut Vec<u8>) -> Result<Option<(u32, Vec<u8>)>, String> {
-    let Some(header) = bytes.first_chunk::<MESSAGE_HEADER_LENGTH>() else { return Ok(None) };
-    let header = MessageHeader::from(header);
-    let length = header.length as usize;
-    if length > MESSAGE_LENGTH_MAX || header.type_ != MESSAGE_TYPE_RESPONSE {
-        return Err(format!("a message of type {} and {length} bytes came", header.type_));
+    /// The first message, if it is whole.
+    fn take_message(&self, bytes: &mut Vec<u8>) -> Result<Option<(u32, Vec<u8>)>, String> {
+        let Some(header) = bytes.first_chunk::<MESSAGE_HEADER_LENGTH>() else { return Ok(None) };
+        let header = MessageHeader::from(header);
+        let length = header.length as usize;
+        let most = match self.answers().of.get(&header.stream_id) {
+            Some(Awaited::Wanted(most) | Awaited::Late(most)) if header.type_ == MESSAGE_TYPE_RESPONSE => {
+                *most
+            }
+            _ => {
+                return Err(format!(
+                    "a message of type {} and {length} bytes came that nobody asked for",
+                    header.type_
+                ));
+            }
+        };
+        if length > most {
+            return Err(format!("an answer has {length} bytes, and {most} are the most"));
+        }
+        let end = MESSAGE_HEADER_LENGTH + length;
+        if bytes.len() < end {
+            return Ok(None);
+        }
+        let rest = bytes.split_off(end);
+        let message = std::mem::replace(bytes, rest).split_off(MESSAGE_HEADER_LENGTH);
+        Ok(Some((header.stream_id, message)))
     }
-    let end = MESSAGE_HEADER_LENGTH + length;
-    if bytes.len() < end {
-        return Ok(None);
-    }
-    let rest = bytes.split_off(end);
-    let message = std::mem::replace(bytes, rest).split_off(MESSAGE_HEADER_LENGTH);
-    Ok(Some((header.stream_id, message)))
 }
 
 #[cfg(test)]
 mod tests {
     use std::thread;
 
+    use std::io::{Read, Write};
+
     use rt_proto::messages::{Empty, HelloRequest, HelloResponse};
+    use ttrpc::Response;
 
     use super::*;
 
@@ -279,7 +365,8 @@ mod tests {
 
     fn hello(client: &Client, version: u32, timeout: Duration) -> Result<HelloResponse, Failure> {
         let request = HelloRequest { version, ..Default::default() };
-        client.call("Hello", &request, Some(timeout))
+        let reply = client.call("Hello", &request, Some(timeout), SHORT)?;
+        Ok(HelloResponse::parse_from_bytes(&reply).expect("a reply"))
     }
 
     const LONG: Duration = Duration::from_secs(60);
@@ -328,7 +415,7 @@ mod tests {
     fn a_refusal_is_the_agents_words() {
         let (client, mut other) = pair();
         thread::scope(|scope| {
-            let caller = scope.spawn(|| client.call::<Empty>("Shutdown", &Empty::new(), None));
+            let caller = scope.spawn(|| client.call("Shutdown", &Empty::new(), None, SHORT));
             let (number, request) = request(&mut other);
             assert_eq!(request.timeout_nano, 0);
             let mut response = Response::new();
@@ -363,12 +450,81 @@ mod tests {
 
     #[test]
     fn what_is_no_answer_ends_the_connection() {
-        let long = MessageHeader::new_response(1, MESSAGE_LENGTH_MAX as u32 + 1);
-        for header in [long, MessageHeader::new_request(1, 0), MessageHeader::new_data(1, 0)] {
+        let long = MessageHeader::new_response(1, (SHORT + ENVELOPE) as u32 + 1);
+        for header in [
+            long,
+            MessageHeader::new_request(1, 0),
+            MessageHeader::new_data(1, 0),
+            MessageHeader::new_response(3, 0),
+        ] {
             let (client, mut other) = pair();
             let header: Vec<u8> = header.into();
             other.write_all(&header).expect("written");
             assert!(matches!(hello(&client, 1, LONG), Err(Failure::Lost(_))));
         }
+    }
+
+    #[test]
+    fn a_second_answer_ends_the_connection() {
+        let (client, mut other) = pair();
+        thread::scope(|scope| {
+            let caller = scope.spawn(|| hello(&client, 1, LONG));
+            let (number, _) = request(&mut other);
+            other.write_all(&[answer(number, 1), answer(number, 2)].concat()).expect("written");
+            assert_eq!(caller.join().expect("no panic").expect("an answer").version, 1);
+        });
+        assert!(matches!(hello(&client, 2, LONG), Err(Failure::Lost(_))));
+    }
+
+    #[test]
+    fn a_caller_that_expects_more_gets_more() {
+        let (client, mut other) = pair();
+        let text = "x".repeat(2 * SHORT);
+        thread::scope(|scope| {
+            let caller = scope.spawn(|| client.call("Hello", &Empty::new(), Some(LONG), 3 * SHORT));
+            let (number, _) = request(&mut other);
+            let response = Response { payload: text.clone().into_bytes(), ..Default::default() };
+            let bytes = response.write_to_bytes().expect("bytes");
+            let header: Vec<u8> = MessageHeader::new_response(number, bytes.len() as u32).into();
+            other.write_all(&[header, bytes].concat()).expect("written");
+            assert_eq!(caller.join().expect("no panic").expect("an answer"), text.as_bytes());
+        });
+    }
+
+    /// Whoever waits for ever has written within a time, too, so that others get to theirs.
+    #[test]
+    fn a_guest_that_takes_no_request_holds_up_nobody() {
+        let (client, other) = pair();
+        // Fills the socket.
+        let long = HelloRequest { hostname: "x".repeat(3 << 20), ..Default::default() };
+        let begin = Instant::now();
+        let call = client.call("Hello", &long, Some(Duration::from_millis(100)), SHORT);
+        assert!(matches!(call, Err(Failure::Late)));
+        // A part of it is gone, so that nothing can follow.
+        assert!(matches!(hello(&client, 1, LONG), Err(Failure::Lost(_))));
+        assert!(begin.elapsed() < LONG);
+        drop(other);
+    }
+
+    #[test]
+    fn the_end_of_ones_own_is_told_to_those_that_wait() {
+        let (client, mut other) = pair();
+        thread::scope(|scope| {
+            let caller = scope.spawn(|| client.call("WaitProcess", &Empty::new(), None, SHORT));
+            request(&mut other);
+            client.close();
+            assert!(matches!(caller.join().expect("no panic"), Err(Failure::Lost(_))));
+        });
+    }
+
+    #[test]
+    fn calls_without_an_answer_are_bounded() {
+        let (client, _other) = pair();
+        client
+            .0
+            .answers()
+            .of
+            .extend((0..MAX_AWAITED as u32).map(|number| (2 * number, Awaited::Late(SHORT))));
+        assert!(matches!(hello(&client, 1, LONG), Err(Failure::Lost(_))));
     }
 }

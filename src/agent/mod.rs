@@ -1,9 +1,10 @@
 //! The host's client of the agent: one ttRPC connection for calls, and a raw stream for each standard stream.
 //!
-//! The agent is in the guest, so every reply is an enemy's: sizes are bounded by ttRPC's message limit, numbers are
+//! The agent is in the guest, so every reply is an enemy's: its size is bounded by what the call needs, numbers are
 //! checked here, and text is made printable before it gets into a message or log.
 
 mod client;
+mod wire;
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read};
@@ -17,14 +18,14 @@ pub use rt_proto::messages::{BlockDevice, LogRecord, NetworkDevice, PreservedDes
 use rt_proto::messages::{
     ChangeNetworkRequest, ChangeNetworkResponse, ContainerRequest, ContainerStatsResponse,
     CreateContainerRequest, Empty, ExecProcessRequest, ForwardPortRequest, HelloRequest, HelloResponse,
-    ListProcessesResponse, PlugBlockRequest, PlugBlockResponse, PlugNetworkRequest, PlugNetworkResponse,
-    ProcessRequest, ReadLogRequest, ReadLogResponse, ReleaseShareRequest, ResizeTerminalRequest,
-    ServeNamesRequest, SetProcessorsRequest, SetProcessorsResponse, SignalProcessRequest,
-    UpdateContainerRequest, WaitProcessResponse, WatchOomRequest, WatchOomResponse,
+    PlugBlockRequest, PlugBlockResponse, PlugNetworkRequest, PlugNetworkResponse, ProcessRequest,
+    ReadLogRequest, ReleaseShareRequest, ResizeTerminalRequest, ServeNamesRequest, SetProcessorsRequest,
+    SetProcessorsResponse, SignalProcessRequest, UpdateContainerRequest, WaitProcessResponse,
+    WatchOomRequest, WatchOomResponse,
 };
 use rt_proto::{AGENT_PORT, Beacon, PROTOCOL_VERSION, STREAM_PORT};
 
-use self::client::{Client, Failure};
+use self::client::{Client, Failure, SHORT};
 use crate::hypervisor;
 use crate::sys::{random, text::printable};
 
@@ -54,6 +55,15 @@ pub enum Error {
     #[error(transparent)]
     Vm(#[from] crate::hypervisor::Error),
 }
+
+/// The files of a cgroup, a few KiB and a line for each device.
+const MAX_STATS: usize = 512 << 10;
+/// What an agent takes of its log at once is half of it.
+const MAX_LOG: usize = 1 << 20;
+/// ttRPC's own limit: commands are long.
+const MAX_PROCESSES: usize = 4 << 20;
+/// Of a list: as many processes as a kernel has by itself.
+const MAX_ENTRIES: usize = 32_768;
 
 /// A connection to the agent of one sandbox. Clones share it; calls may be made from several threads.
 #[derive(Clone)]
@@ -113,13 +123,22 @@ pub struct Greeting {
 /// [`Error::Beacon`], [`Error::NoBeacon`], [`Error::Version`]
 pub fn read_beacon(connection: OwnedFd, deadline: Instant) -> Result<(), Error> {
     let mut stream = UnixStream::from(connection);
-    let left = deadline.saturating_duration_since(Instant::now());
-    let _ = stream.set_read_timeout(Some(left.max(Duration::from_millis(1))));
     let mut bytes = [0; Beacon::SIZE];
-    stream.read_exact(&mut bytes).map_err(|error| match error.kind() {
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => Error::NoBeacon,
-        _ => Error::Beacon,
-    })?;
+    let mut length = 0;
+    // Byte by byte, if the guest likes, but by the deadline.
+    while length < bytes.len() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let _ = stream.set_read_timeout(Some(left.max(Duration::from_millis(1))));
+        match stream.read(&mut bytes[length..]) {
+            Ok(0) => return Err(Error::Beacon),
+            Ok(count) => length += count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&error.kind()) => {
+                return Err(Error::NoBeacon);
+            }
+            Err(_) => return Err(Error::Beacon),
+        }
+    }
     let beacon = Beacon::from_bytes(&bytes).ok_or(Error::Beacon)?;
     if beacon.version == PROTOCOL_VERSION { Ok(()) } else { Err(Error::Version { guest: beacon.version }) }
 }
@@ -224,14 +243,18 @@ impl Agent {
         self.tell("CreateContainer", &request)
     }
 
-    /// Lets a container's process run; where it has `hooks` to run first, that takes as long as it takes.
+    /// The same connection, for calls that may take for ever: what the guest does for them is the container's.
+    pub fn patient(&self) -> Self {
+        Self { timeout: Duration::MAX, ..self.clone() }
+    }
+
+    /// Lets a container's process run; where it has hooks to run first, that takes as long as it takes.
     ///
     /// # Errors
     /// [`Error`]
-    pub fn start_container(&self, id: &str, hooks: bool) -> Result<(), Error> {
+    pub fn start_container(&self, id: &str) -> Result<(), Error> {
         let request = ContainerRequest { container_id: id.into(), ..Default::default() };
-        let patient = Self { timeout: if hooks { Duration::MAX } else { self.timeout }, ..self.clone() };
-        patient.tell("StartContainer", &request)
+        self.tell("StartContainer", &request)
     }
 
     /// Runs another process in a container, or beside the agent when it brings its program along. `process` is the runtime-spec's object as JSON, `exec_id` the caller's choice,
@@ -276,7 +299,7 @@ impl Agent {
         let request =
             ProcessRequest { container_id: id.into(), exec_id: exec_id.into(), ..Default::default() };
         let call = "WaitProcess";
-        let reply: WaitProcessResponse = self.call_within(call, &request, None)?;
+        let reply: WaitProcessResponse = parse(call, &self.ask(call, &request, None, SHORT)?)?;
         let code = u8::try_from(reply.exit_code)
             .map_err(|_| Error::Impossible { call, what: format!("exit code {}", reply.exit_code) })?;
         Ok(Exit { code, oom_kills: reply.oom_kills })
@@ -341,8 +364,7 @@ impl Agent {
     /// [`Error`]
     pub fn list_processes(&self, id: &str) -> Result<Vec<ProcessInfo>, Error> {
         let request = ContainerRequest { container_id: id.into(), ..Default::default() };
-        let reply: ListProcessesResponse = self.call("ListProcesses", &request)?;
-        let mut processes = reply.processes;
+        let mut processes: Vec<ProcessInfo> = self.list("ListProcesses", &request, MAX_PROCESSES)?;
         for process in &mut processes {
             process.command = printable(&process.command, 4096);
             process.terminal = printable(&process.terminal, 32);
@@ -358,7 +380,9 @@ impl Agent {
     /// [`Error`]
     pub fn container_stats(&self, id: &str) -> Result<HashMap<String, String>, Error> {
         let request = ContainerRequest { container_id: id.into(), ..Default::default() };
-        Ok(self.call::<ContainerStatsResponse>("ContainerStats", &request)?.cgroup)
+        let call = "ContainerStats";
+        let reply = self.ask(call, &request, Some(self.timeout), MAX_STATS)?;
+        Ok(parse::<ContainerStatsResponse>(call, &reply)?.cgroup)
     }
 
     /// Blocks until more than `seen` processes of the container were killed for want of memory, or it has ended.
@@ -367,7 +391,8 @@ impl Agent {
     /// [`Error`]
     pub fn watch_oom(&self, id: &str, seen: u64) -> Result<OomWatch, Error> {
         let request = WatchOomRequest { container_id: id.into(), seen, ..Default::default() };
-        let reply: WatchOomResponse = self.call_within("WatchOom", &request, None)?;
+        let call = "WatchOom";
+        let reply: WatchOomResponse = parse(call, &self.ask(call, &request, None, SHORT)?)?;
         Ok(OomWatch { kills: reply.oom_kills, ended: reply.ended })
     }
 
@@ -383,7 +408,10 @@ impl Agent {
         if reply.indexes.len() == wanted && !reply.indexes.contains(&0) {
             return Ok(reply.indexes);
         }
-        Err(Error::Impossible { call, what: format!("interfaces {:?} of {wanted} devices", reply.indexes) })
+        Err(Error::Impossible {
+            call,
+            what: format!("{} interfaces of {wanted} devices", reply.indexes.len()),
+        })
     }
 
     /// Finds the disks of plugged block devices: the guest's device number of each.
@@ -474,7 +502,7 @@ impl Agent {
     /// [`Error`]
     pub fn read_log(&self, from: u64) -> Result<Vec<LogRecord>, Error> {
         let request = ReadLogRequest { from, ..Default::default() };
-        let mut records = self.call::<ReadLogResponse>("ReadLog", &request)?.records;
+        let mut records: Vec<LogRecord> = self.list("ReadLog", &request, MAX_LOG)?;
         for record in &mut records {
             record.text = printable(&record.text, 4096);
         }
@@ -494,22 +522,44 @@ impl Agent {
         self.call::<Empty>(name, request).map(drop)
     }
 
-    fn call<T: Message>(&self, name: &'static str, request: &impl Message) -> Result<T, Error> {
-        self.call_within(name, request, Some(self.timeout))
+    /// Ends the connection, and with it each call that waits.
+    pub fn close(&self) {
+        self.client.close();
     }
 
-    fn call_within<T: Message>(
+    fn call<T: Message>(&self, call: &'static str, request: &impl Message) -> Result<T, Error> {
+        parse(call, &self.ask(call, request, Some(self.timeout), SHORT)?)
+    }
+
+    /// A call whose answer is a list and may have so many bytes.
+    fn list<T: Message>(
+        &self,
+        call: &'static str,
+        request: &impl Message,
+        most: usize,
+    ) -> Result<Vec<T>, Error> {
+        let reply = self.ask(call, request, Some(self.timeout), most)?;
+        wire::entries(&reply, MAX_ENTRIES).map_err(|what| Error::Impossible { call, what })
+    }
+
+    fn ask(
         &self,
         call: &'static str,
         request: &impl Message,
         timeout: Option<Duration>,
-    ) -> Result<T, Error> {
-        self.client.call(call, request, timeout).map_err(|failure| match failure {
+        most: usize,
+    ) -> Result<Vec<u8>, Error> {
+        self.client.call(call, request, timeout, most).map_err(|failure| match failure {
             Failure::Refused(text) => Error::Refused(printable(&text, 4096)),
             Failure::Late => Error::Timeout { call, timeout_ms: timeout.unwrap_or_default().as_millis() },
             Failure::Lost(reason) => Error::Transport { call, reason: printable(&reason, 512) },
         })
     }
+}
+
+fn parse<T: Message>(call: &'static str, reply: &[u8]) -> Result<T, Error> {
+    T::parse_from_bytes(reply)
+        .map_err(|error| Error::Transport { call, reason: format!("the answer is damaged: {error}") })
 }
 
 #[cfg(test)]
@@ -532,6 +582,16 @@ mod tests {
         assert!(read(&greeting, long).is_ok());
         assert!(matches!(read(&greeting[..9], Duration::from_millis(20)), Err(Error::NoBeacon)));
         assert!(matches!(read(&[0; Beacon::SIZE], long), Err(Error::Beacon)));
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+        let slow = std::thread::spawn(move || {
+            while theirs.write_all(&[0]).is_ok() {
+                std::thread::sleep(Duration::from_millis(30));
+            }
+        });
+        let begin = Instant::now();
+        // Each byte is in time, and all together are not.
+        assert!(matches!(read_beacon(ours.into(), begin + Duration::from_millis(60)), Err(Error::NoBeacon)));
+        slow.join().expect("no panic");
         let other = Beacon { version: PROTOCOL_VERSION + 1 }.to_bytes();
         assert!(matches!(read(&other, long), Err(Error::Version { .. })));
     }

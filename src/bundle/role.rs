@@ -13,6 +13,8 @@ use std::collections::HashMap;
 
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 
+use crate::sys::text::printable;
+
 /// A container's place among others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
@@ -90,7 +92,7 @@ impl Caller {
             },
             other => Err(Error::Type {
                 name: self.kind,
-                value: other.into(),
+                value: printable(other, 64),
                 expected: format!("{:?} or \"container\"", self.value),
             }),
         }

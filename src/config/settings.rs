@@ -160,7 +160,7 @@ pub const SETTINGS: &[Setting] = &[
         form: Form::Number(100, 3_600_000),
         open: None,
         text: "How long the agent may take to answer a call, in milliseconds; for making and starting a container four times \
-               that where software emulates it.",
+               that where software emulates it. containerd's shim ends a machine that has not ended a killed container in twice this time.",
     },
     Setting {
         key: "agent.log_level",

@@ -5,12 +5,14 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use oci_spec::runtime::Process;
 use serde::{Deserialize, Serialize};
 
 use super::console::Console;
+use super::flow::Flow;
 use super::record::{Status, Store};
 use super::signals::Signals;
 use super::stdio::{Pumps, Stdio, Streams};
@@ -48,6 +50,8 @@ pub struct Exec {
     id: String,
     exec_id: String,
     pumps: Pumps,
+    /// For its streams to end.
+    limit: Duration,
     /// The process ends with this one, whatever ends it.
     _lifeline: UnixStream,
 }
@@ -77,12 +81,7 @@ impl Exec {
         if request.detached {
             cgroup::join(&record.cgroups)?;
         }
-        let timeout = match record.status() {
-            // It is frozen at its first instruction, until the container is resumed.
-            Status::Paused if request.program.is_none() => Duration::MAX,
-            _ => lifecycle::patience(vm, config),
-        };
-        let agent = Agent::connect(&vm.vsock, timeout)?;
+        let agent = Agent::connect(&vm.vsock, lifecycle::patience(vm, config))?;
         let terminal = request.process.terminal().unwrap_or(false);
         let size = request.process.console_size();
         let (console, ends) = streams.open(terminal, request.console_socket.as_deref(), size)?;
@@ -98,19 +97,30 @@ impl Exec {
         let exec_id = format!("{:016x}", random::non_zero().map_err(system("make an ID"))?);
         let process = serde_json::to_vec(&request.process).expect("a process has only string keys");
         let size = console.as_ref().and_then(Console::size);
-        agent.exec_process(&request.id, &exec_id, process, names, size, &request.cgroup)?;
+        let calling = match record.status() {
+            // It is frozen at its first instruction, until the container is resumed.
+            Status::Paused if request.program.is_none() => agent.patient(),
+            _ => agent.clone(),
+        };
+        calling.exec_process(&request.id, &exec_id, process, names, size, &request.cgroup)?;
         if let Some(signals) = signals {
             let watch = signals.watch_process(&agent, &request.id, &exec_id, console);
             watch.map_err(system("watch signals"))?;
         }
         let mut pumps = stdio.start().map_err(system("start the standard streams"))?;
         moving.start(&mut pumps).map_err(system("start the preserved descriptors' streams"))?;
-        Ok(Self { agent, id: request.id.clone(), exec_id, pumps, _lifeline: lifeline })
+        let limit = lifecycle::end_limit(vm, config);
+        Ok(Self { agent, id: request.id.clone(), exec_id, pumps, limit, _lifeline: lifeline })
     }
 
     /// The agent of the container's machine, and the name by which it knows the process.
     pub fn handle(&self) -> (&Agent, &str) {
         (&self.agent, &self.exec_id)
+    }
+
+    /// What it writes.
+    pub fn flow(&self) -> Arc<Flow> {
+        self.pumps.flow()
     }
 
     /// Sends it a signal.
@@ -127,7 +137,8 @@ impl Exec {
     /// [`Error`]
     pub fn wait(self) -> Result<u8, Error> {
         let exit = wait::for_exit(&self.agent, &self.id, &self.exec_id, &[]);
-        self.pumps.finish();
+        self.pumps.flow().tell();
+        self.pumps.finish(self.limit);
         match exit {
             Ok(exit) => Ok(exit.code),
             // The sandbox's end closes the connection.

@@ -1,7 +1,7 @@
 //! What may be done with a container that exists: start, kill, delete, pause, resume, update, and look at it.
 //!
 //! Each verb reads the record, checks that the container's status allows it, and asks the agent. Verbs that change the status
-//! hold the record's lock from the check to the change. Looking needs neither lock nor agent, and deleting needs
+//! hold the record's lock from the check to the change, but for the start, which may take for ever. Looking needs neither lock nor agent, and deleting needs
 //! no agent: they work when the VM is dead.
 
 use std::collections::HashMap;
@@ -49,6 +49,41 @@ pub fn patience(vm: &VmRecord, config: &Config) -> Duration {
     Duration::from_millis(config.agent.timeout_ms) * factor
 }
 
+/// How long a guest may take for what a call has asked for: to end a process that was killed, or to close the streams of one that has
+/// ended. Not counted is what it waits for readers on the host.
+pub fn end_limit(vm: &VmRecord, config: &Config) -> Duration {
+    patience(vm, config) * 2
+}
+
+/// The machine of a container, to be ended from outside when its guest does not do as it is told.
+pub struct Machine {
+    process: ProcessId,
+    /// How long it may take for that.
+    pub limit: Duration,
+}
+
+impl Machine {
+    /// # Errors
+    /// [`Error::NotRunning`] when the container has none; its record cannot be read.
+    pub fn of(store: &Store, config: &Config, id: &str) -> Result<Self, Error> {
+        let vm = store.read(id)?.vm.ok_or(Error::NotRunning)?;
+        let process = ProcessId { pid: vm.pid, start_time: vm.start_time };
+        Ok(Self { process, limit: end_limit(&vm, config) })
+    }
+
+    /// Ends it, and with it all of its containers.
+    ///
+    /// # Errors
+    /// [`Error::System`]
+    pub fn end(&self) -> Result<(), Error> {
+        if let Some(handle) = self.process.open().map_err(super::system("open a process"))? {
+            // It may have ended by itself.
+            let _ = pidfd::kill(handle.as_fd(), Signal::SIGKILL);
+        }
+        Ok(())
+    }
+}
+
 /// Lets a created container's process run.
 ///
 /// # Errors
@@ -65,12 +100,49 @@ pub fn start(store: &Store, config: &Config, id: &str) -> Result<(), Error> {
     let agent = agent(&record, config)?;
     // Callers such as docker fill the namespace when the container has been created.
     network::sync(&state, &mut record, &agent, Misfit::Refuse)?;
-    agent.start_container(id, hooks::has_start_hooks(&record.hooks))?;
-    record.status = Status::Running;
     state.write(&record)?;
+    // The guest's hooks take as long as they take, for ever perhaps: whoever wants to stop the container must not wait for them. Of two
+    // starts the agent refuses one.
     drop(state);
+    let started = match hooks::has_start_hooks(&record.hooks) {
+        true => {
+            end_with_monitor(&agent, &record)?;
+            agent.patient().start_container(id)
+        }
+        false => agent.start_container(id),
+    };
+    match started {
+        Err(crate::agent::Error::Transport { .. }) if record.status() == Status::Stopped => {
+            return Err(Error::Ended);
+        }
+        other => other?,
+    }
+    let record = store.change(id, |record| match record.status {
+        Status::Created => record.status = Status::Running,
+        Status::Paused => record.resumes_as = Status::Running,
+        // It has ended already.
+        Status::Creating | Status::Running | Status::Stopped => {}
+    })?;
     hooks::run_all(Moment::Poststart, &record, Status::Running);
     Ok(())
+}
+
+/// Ends the connection when the process that stands for the container ends: the container is over, whatever its guest says.
+fn end_with_monitor(agent: &Agent, record: &Record) -> Result<(), Error> {
+    // One that stands for several ends their machine instead.
+    let Some(monitor) = record.monitor.filter(|_| !record.shared_monitor) else { return Ok(()) };
+    let Some(handle) = monitor.open().map_err(super::system("open a process"))? else {
+        return Err(Error::Ended);
+    };
+    let agent = agent.clone();
+    let watch = move || {
+        while let Err(Errno::EINTR) =
+            poll(&mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)
+        {}
+        agent.close();
+    };
+    let thread = std::thread::Builder::new().name("monitor".into()).spawn(watch);
+    thread.map(drop).map_err(super::system("start a thread"))
 }
 
 /// Sends a signal to the container's process, or with `all` to each of its processes.
@@ -386,7 +458,11 @@ pub fn console(store: &Store, id: &str) -> Result<String, Error> {
     hypervisor::console(&store.path(machine)).map_err(super::system("read the guest's console"))
 }
 
-fn live(store: &Store, config: &Config, id: &str) -> Result<Agent, Error> {
+/// The agent of a container that has one.
+///
+/// # Errors
+/// [`Error::NotRunning`] when it has stopped, or is still being made; else what connecting says.
+pub fn live(store: &Store, config: &Config, id: &str) -> Result<Agent, Error> {
     let record = store.read(id)?;
     match record.status() {
         Status::Stopped | Status::Creating => Err(Error::NotRunning),

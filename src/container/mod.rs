@@ -9,6 +9,7 @@ mod block;
 mod console;
 pub mod debug;
 mod exec;
+mod flow;
 pub mod gc;
 mod hooks;
 mod id;
@@ -36,10 +37,11 @@ use serde::{Deserialize, Serialize};
 
 pub use console::Console;
 pub use exec::{Exec, ExecRequest, carry as exec};
+pub use flow::{Flow, Patience};
 pub use id::{InvalidId, generate, validate};
 pub use lifecycle::{
-    cgroup_files, console, delete, is_live, kill, list, log, pause, processes, resume, start, stats, update,
-    watch_oom,
+    Machine, cgroup_files, console, delete, is_live, kill, list, live as agent, log, pause, processes,
+    resume, start, stats, update, watch_oom,
 };
 pub use monitor::Monitor;
 pub use preserve::{FIRST as FIRST_PRESERVED, Range as PreserveRange};
@@ -83,6 +85,11 @@ pub enum Error {
     SandboxNotReady(String),
     #[error("cannot join {id}: it is a container of sandbox {sandbox} and has no virtual machine of its own")]
     NotASandbox { id: String, sandbox: String },
+    #[error(
+        "cannot join sandbox {sandbox}: the bundle names the network namespace {path}, which is another than the sandbox's, and a \
+         virtual machine has one network for all of its containers; name the sandbox's or none, or run the container alone"
+    )]
+    OtherNetwork { path: PathBuf, sandbox: String },
     #[error(transparent)]
     Config(#[from] config::Error),
     #[error(transparent)]

@@ -8,12 +8,14 @@ use std::fs::OpenOptions;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::block;
 use super::console::Console;
+use super::flow::Flow;
 use super::hooks::{self, Moment};
 use super::network::{Choice, Watched};
 use super::notify;
@@ -22,7 +24,7 @@ use super::record::{self, Record, Status, Store};
 use super::resolver::Resolver;
 use super::signals::{Signals, Watch};
 use super::stdio::{Pumps, Stdio, Streams};
-use super::{Error, KILLED, Request, pod, system, validate, wait};
+use super::{Error, KILLED, Request, lifecycle, pod, system, validate, wait};
 use crate::agent::{self, Agent, OomWatch};
 use crate::bundle::{Bundle, Role, guest_spec};
 use crate::cgroup::{self, Limits, Overhead};
@@ -112,6 +114,9 @@ impl Monitor {
         let bundle = Bundle::load(&request.bundle)?;
         let config = config.annotated(bundle.spec.annotations().as_ref())?;
         let role = bundle.role()?;
+        if let Role::Member(sandbox) = &role {
+            validate(sandbox)?;
+        }
         // What joins a machine has that one's network.
         let wanted_network = match role {
             Role::Member(_) => Choice::New,
@@ -179,7 +184,11 @@ impl Monitor {
     /// # Errors
     /// [`Error`]
     pub fn start(&mut self) -> Result<(), Error> {
-        self.agent()?.start_container(&self.request.id, hooks::has_start_hooks(&self.record.hooks))?;
+        let agent = match hooks::has_start_hooks(&self.record.hooks) {
+            true => self.agent()?.patient(),
+            false => self.agent()?.clone(),
+        };
+        agent.start_container(&self.request.id)?;
         self.timeline.mark("container.started");
         self.record = self.store.change(&self.request.id, |record| record.status = Status::Running)?;
         hooks::run_all(Moment::Poststart, &self.record, Status::Running);
@@ -202,6 +211,14 @@ impl Monitor {
         Ok(self.place.as_ref().ok_or(Error::NotRunning)?.agent())
     }
 
+    /// What its process writes, since [`Monitor::create`].
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`] before.
+    pub fn flow(&self) -> Result<Arc<Flow>, Error> {
+        Ok(self.pumps.as_ref().ok_or(Error::NotRunning)?.flow())
+    }
+
     /// Waits for the end of the container's process and of its output, and ends the machine if it is this container's: its exit code.
     ///
     /// # Errors
@@ -211,10 +228,15 @@ impl Monitor {
         let pumps = self.pumps.take();
         self.watch_oom(place.agent());
         let result = wait::for_exit(place.agent(), &self.request.id, "", &place.processes());
+        if let Some(pumps) = &pumps {
+            pumps.flow().tell();
+        }
         if let Some(network) = &mut self.network {
             network.stop();
         }
-        let finish = |pumps: Option<Pumps>| pumps.into_iter().for_each(Pumps::finish);
+        let limit =
+            self.record.vm.as_ref().map(|vm| lifecycle::end_limit(vm, &self.config)).unwrap_or_default();
+        let finish = |pumps: Option<Pumps>| pumps.into_iter().for_each(|pumps| pumps.finish(limit));
         match (result, place) {
             (Ok(exit), place) => {
                 self.timeline.mark("container.exited");

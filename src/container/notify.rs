@@ -47,9 +47,13 @@ pub fn prepare(spec: &mut Spec, id: &str) {
 pub fn forward(mut stream: UnixStream, to: &Path) -> io::Result<()> {
     let (socket, to) = (UnixDatagram::unbound()?, to.to_owned());
     Builder::new().name("notify".into()).spawn(move || {
+        let mut is_told = false;
         while let Some(message) = receive(&mut stream) {
             let Some(message) = passed(&message, std::process::id()) else { continue };
-            if let Err(error) = send(&socket, &to, message.as_bytes()) {
+            // Once: the guest says as much as it likes.
+            if let Err(error) = send(&socket, &to, message.as_bytes())
+                && !std::mem::replace(&mut is_told, true)
+            {
                 tracing::warn!("cannot notify {}: {error}", to.display());
             }
         }

@@ -15,6 +15,7 @@ use crate::bundle::{Bundle, GuestNamespaces};
 use crate::config::Config;
 use crate::fsd;
 use crate::hypervisor::VmRecord;
+use crate::net::{self, Wanted};
 use crate::sandbox::Size;
 use crate::share::{self, Used};
 use crate::sys::random;
@@ -33,7 +34,7 @@ pub struct Membership {
 /// Takes container `id`, whose record is on disk, into the sandbox: its files are served when this returns.
 ///
 /// # Errors
-/// [`Error::NoSandbox`], [`Error::SandboxStopped`], [`Error::SandboxNotReady`], [`Error::NotASandbox`]; what planning and serving the files
+/// [`Error::NoSandbox`], [`Error::SandboxStopped`], [`Error::SandboxNotReady`], [`Error::NotASandbox`], [`Error::OtherNetwork`]; what planning and serving the files
 /// and growing the machine say.
 pub fn join(
     store: &Store,
@@ -58,6 +59,12 @@ pub fn join(
         (Status::Creating, ..) | (_, None, _) | (_, _, None) => return Err(Error::SandboxNotReady(name())),
         (_, Some(vm), Some(fsd)) => (vm.clone(), fsd),
     };
+    // A path to the host's own is what the engines give the containers of a pod in the host's network.
+    if let Wanted::Existing(path) = Wanted::of(&bundle.spec)
+        && net::is_same(&path, &host.network.held) == Some(false)
+    {
+        return Err(Error::OtherNetwork { path, sandbox: name() });
+    }
     let members = members(store, &host)?;
     let mut containers = BTreeMap::new();
     // The sandbox last: a process that stands for all of them stands for it in the first place.

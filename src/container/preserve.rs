@@ -182,22 +182,22 @@ impl Moving {
     pub fn start(self, pumps: &mut Pumps) -> io::Result<()> {
         for (Preserved { fd, kind }, stream) in self.0 {
             let (fd, stream) = (Arc::new(fd), Arc::new(stream));
-            let thread = |direction: &str| Builder::new().name(format!("{direction} {}", fd.as_raw_fd()));
             if kind != Kind::Write {
                 let (fd, stream) = (Arc::clone(&fd), Arc::clone(&stream));
-                thread("from").spawn(move || {
+                let thread = Builder::new().name(format!("from {}", fd.as_raw_fd()));
+                thread.spawn(move || {
                     let _ = stdio::copy(fd.as_fd(), stream.as_fd());
                     let _ = stream.shutdown(Shutdown::Write);
                 })?;
             }
             if kind != Kind::Read {
-                pumps.outputs.push(thread("to").spawn(move || {
-                    let _ = stdio::copy(stream.as_fd(), fd.as_fd());
+                pumps.add(format!("to {}", fd.as_raw_fd()), Arc::clone(&stream), move |output| {
+                    let _ = stdio::copy_out(stream.as_fd(), fd.as_fd(), &output);
                     if kind == Kind::Both {
                         let _ = nix::sys::socket::shutdown(fd.as_raw_fd(), nix::sys::socket::Shutdown::Write);
                     }
                     let _ = stream.shutdown(Shutdown::Read);
-                })?);
+                })?;
             }
         }
         Ok(())

@@ -102,7 +102,8 @@ fn take_questions(mut stream: UnixStream) {
             Err(error) => tracing::debug!("no answer of docker's resolver: {error}"),
         };
         if let Err(error) = spawn(answer) {
-            tracing::warn!("cannot start a thread for a question: {error}");
+            // Not a warning: the guest asks as often as it likes.
+            tracing::debug!("cannot start a thread for a question: {error}");
         }
     }
 }

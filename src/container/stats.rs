@@ -230,9 +230,17 @@ fn hugetlb(files: &HashMap<String, String>) -> BTreeMap<String, Hugetlb> {
         let size = name.strip_prefix("hugetlb.")?.strip_suffix(".current")?;
         let events = files.get(&format!("hugetlb.{size}.events")).map_or("", String::as_str);
         let usage = Hugetlb { usage: number(usage), max: 0, failcnt: value(&pairs(events), "max") };
-        (!size.is_empty() && !size.contains('.')).then(|| (size.to_owned(), usage))
+        is_page_size(size).then(|| (size.to_owned(), usage))
     });
     sizes.collect()
+}
+
+/// As a kernel names one, `2MB`: it becomes a name in somebody's statistics.
+pub fn is_page_size(text: &str) -> bool {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_uppercase());
+    (1..=4).contains(&digits.len())
+        && digits.bytes().all(|byte| byte.is_ascii_digit())
+        && ["KB", "MB", "GB"].contains(&&text[digits.len()..])
 }
 
 pub fn number(text: &str) -> u64 {
@@ -271,6 +279,24 @@ fn list(text: &str) -> Vec<u16> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn page_sizes_are_the_kernels() {
+        for (text, is) in [
+            ("2MB", true),
+            ("64KB", true),
+            ("1GB", true),
+            ("", false),
+            ("MB", false),
+            ("2", false),
+            ("2MB.rsvd", false),
+        ] {
+            assert_eq!(super::is_page_size(text), is, "{text}");
+        }
+        assert!(
+            ["1MB\n", "99999MB", "2mb", "2MBx", "\u{662}MB"].iter().all(|text| !super::is_page_size(text))
+        );
+    }
+
     use serde_json::json;
 
     use super::*;

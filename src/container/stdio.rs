@@ -2,6 +2,9 @@
 //!
 //! Bytes pass unchanged; the end of one side becomes the end of the other. A reader that goes away (EPIPE) closes
 //! the guest's stream, so that the workload gets its SIGPIPE. Memory is bounded by one buffer a stream.
+//!
+//! When the process has ended, its readers are waited for as long as they take, and the guest is not: streams that it leaves
+//! open are closed here.
 
 use std::io;
 use std::net::Shutdown;
@@ -10,9 +13,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use super::Error;
 use super::console::Console;
+use super::flow::{Flow, Output, Patience};
 use crate::agent::{self, Agent, OpeningStream, StreamNames};
 use crate::sys::{fd, random, terminal};
 
@@ -144,19 +149,21 @@ impl Stdio {
     /// # Errors
     /// A thread could not be started.
     pub fn start(self) -> io::Result<Pumps> {
-        let mut outputs = Vec::new();
+        let mut pumps = Pumps::default();
         for (direction, stream, end) in self.streams {
+            let stream = Arc::new(stream);
             match direction {
                 Direction::In => {
+                    pumps.streams.push(Arc::clone(&stream));
                     Builder::new().name("stdin".into()).spawn(move || pump_in(&stream, &end))?;
                 }
                 Direction::Out(name) => {
-                    let pump = move || pump_out(name, &stream, &end);
-                    outputs.push(Builder::new().name(name.into()).spawn(pump)?);
+                    let from = Arc::clone(&stream);
+                    pumps.add(name.into(), stream, move |output| pump_out(name, &from, &end, &output))?;
                 }
             }
         }
-        Ok(Pumps { outputs })
+        Ok(pumps)
     }
 }
 
@@ -166,13 +173,48 @@ fn null() -> Result<End, agent::Error> {
 }
 
 /// Running pumps. The one of standard input ends with the process: nobody can wake a read(2) of a foreign descriptor.
+#[derive(Default)]
 pub struct Pumps {
-    pub(super) outputs: Vec<JoinHandle<()>>,
+    outputs: Vec<JoinHandle<()>>,
+    /// The guest's.
+    streams: Vec<Arc<UnixStream>>,
+    flow: Arc<Flow>,
 }
 
 impl Pumps {
-    /// Waits until all that the process wrote has been written; then the caller's terminal is as it was.
-    pub fn finish(self) {
+    /// Starts a thread that moves what comes from `stream` to somebody on the host.
+    ///
+    /// # Errors
+    /// A thread could not be started.
+    pub(super) fn add(
+        &mut self,
+        name: String,
+        stream: Arc<UnixStream>,
+        pump: impl FnOnce(Output) + Send + 'static,
+    ) -> io::Result<()> {
+        let output = self.flow.open();
+        self.outputs.push(Builder::new().name(name).spawn(move || pump(output))?);
+        self.streams.push(stream);
+        Ok(())
+    }
+
+    /// What they have moved.
+    pub fn flow(&self) -> Arc<Flow> {
+        Arc::clone(&self.flow)
+    }
+
+    /// Waits until all that the process, which has ended, wrote has been written; then the caller's terminal is as it was. The guest may take so
+    /// long to close its streams, and whoever reads on the host as long as he likes.
+    pub fn finish(self, limit: Duration) {
+        if !self.flow.ends(&Patience::new(&self.flow, limit)) {
+            tracing::warn!(
+                "the guest does not close the output of a process that has ended; what comes later is lost"
+            );
+        }
+        for stream in &self.streams {
+            // One that has ended is closed already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
         for output in self.outputs {
             output.join().unwrap_or_else(|_| unreachable!("panics abort"));
         }
@@ -187,11 +229,26 @@ fn pump_in(stream: &UnixStream, end: &End) {
     let _ = stream.shutdown(Shutdown::Write);
 }
 
-fn pump_out(name: &str, stream: &UnixStream, end: &End) {
-    if let Err(error) = copy(stream.as_fd(), end.as_fd()) {
+fn pump_out(name: &str, stream: &UnixStream, end: &End, output: &Output) {
+    if let Err(error) = copy_out(stream.as_fd(), end.as_fd(), output) {
         tracing::debug!("{name} ended: {error}");
     }
     let _ = stream.shutdown(Shutdown::Both);
+}
+
+/// As [`copy`], from the guest.
+///
+/// # Errors
+/// What read(2) and write(2) say.
+pub fn copy_out(from: BorrowedFd<'_>, to: BorrowedFd<'_>, output: &Output) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let length = fd::read(from, &mut buffer)?;
+        if length == 0 {
+            return Ok(());
+        }
+        output.write(length, || fd::write_all(to, &buffer[..length]))?;
+    }
 }
 
 /// Moves bytes from one descriptor to another until the end of either.
@@ -206,5 +263,67 @@ pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
             return Ok(());
         }
         fd::write_all(to, &buffer[..length])?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Write};
+    use std::time::Instant;
+
+    use nix::fcntl::OFlag;
+    use nix::unistd::pipe2;
+
+    use super::*;
+
+    /// Pumps of one output: they, the guest's end, and the host's reader.
+    fn pumps() -> (Pumps, UnixStream, File) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        let end = End::File(Arc::new(writer));
+        let stdio = Stdio { streams: vec![(Direction::Out("stdout"), ours, end)] };
+        (stdio.start().unwrap(), theirs, reader.into())
+    }
+
+    #[test]
+    fn a_stream_that_the_guest_leaves_open_is_closed() {
+        let (pumps, mut guest, mut reader) = pumps();
+        guest.write_all(b"all of it").unwrap();
+        pumps.finish(Duration::from_millis(50));
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "all of it");
+        assert!(guest.write_all(b"more").is_err());
+    }
+
+    #[test]
+    fn a_guest_that_never_stops_writing_is_cut_off() {
+        let (pumps, mut guest, mut reader) = pumps();
+        let guest = std::thread::spawn(move || while guest.write_all(&[0; 4096]).is_ok() {});
+        let sink = std::thread::spawn(move || io::copy(&mut reader, &mut io::sink()));
+        pumps.finish(Duration::from_secs(1000));
+        guest.join().unwrap();
+        assert!(sink.join().unwrap().unwrap() > 0);
+    }
+
+    #[test]
+    fn a_reader_that_takes_its_time_loses_nothing() {
+        let (pumps, mut guest, mut reader) = pumps();
+        let limit = Duration::from_millis(50);
+        let text: Vec<u8> = (0..300_000_u32).map(|place| place as u8).collect();
+        let written = text.clone();
+        // More than the pipe holds, so that the pump waits for the reader; the guest is done with it meanwhile, or as good as.
+        let guest = std::thread::spawn(move || guest.write_all(&written));
+        let late = std::thread::spawn(move || {
+            std::thread::sleep(8 * limit);
+            let mut all = Vec::new();
+            reader.read_to_end(&mut all).map(|_| all)
+        });
+        let begin = Instant::now();
+        pumps.finish(limit);
+        assert!(begin.elapsed() >= 4 * limit);
+        guest.join().unwrap().unwrap();
+        assert!(late.join().unwrap().unwrap() == text);
     }
 }

@@ -5,7 +5,7 @@
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
-use virtio_queue::{QueueOwnedT, QueueT};
+use virtio_queue::QueueT;
 
 use super::{ActivationContext, Error, VirtioDevice, Watch, give_back};
 
@@ -24,22 +24,15 @@ pub struct Balloon {
 
 impl Balloon {
     fn process_queue(context: &mut ActivationContext, index: usize) -> Result<(), Error> {
-        let Some(active) = context.queues.get_mut(index) else { return Ok(()) };
-        active.drain_kick();
-        let mut used = false;
-        while let Some(chain) = active.queue.iter(&context.memory)?.next() {
-            let head = chain.head_index();
+        let ActivationContext { memory, queues, interrupt, .. } = context;
+        let Some(active) = queues.get_mut(index) else { return Ok(()) };
+        active.serve(memory, interrupt, |chain| {
             // §5.5.6.7: device-writable, since their contents are lost.
             for pages in chain.writable() {
-                give_back(&context.memory, pages.addr().0, pages.len().into())?;
+                give_back(memory, pages.addr().0, pages.len().into())?;
             }
-            active.queue.add_used(&context.memory, head, 0)?;
-            used = true;
-        }
-        if used && active.queue.needs_notification(&context.memory)? {
-            context.interrupt.trigger()?;
-        }
-        Ok(())
+            Ok(0)
+        })
     }
 }
 

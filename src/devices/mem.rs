@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
-use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
+use virtio_queue::DescriptorChain;
 use vm_memory::Bytes;
 
 use super::{ActivationContext, Error, Memory, VirtioDevice, Watch, give_back};
@@ -155,20 +155,8 @@ impl Mem {
     }
 
     fn process_queue(&mut self, context: &mut ActivationContext) -> Result<(), Error> {
-        let memory = context.memory.clone();
-        let active = &mut context.queues[0];
-        active.drain_kick();
-        let mut used = false;
-        while let Some(chain) = active.queue.iter(&memory)?.next() {
-            let head = chain.head_index();
-            let written = self.serve(chain, &memory)?;
-            active.queue.add_used(&memory, head, written)?;
-            used = true;
-        }
-        if used && active.queue.needs_notification(&memory)? {
-            context.interrupt.trigger()?;
-        }
-        Ok(())
+        let ActivationContext { memory, queues, interrupt, .. } = context;
+        queues[0].serve(memory, interrupt, |chain| self.serve(chain, memory))
     }
 
     /// One request; what makes no sense is used and not answered.

@@ -7,6 +7,9 @@
 //! ([`VirtioDevice::process`]). vCPU threads come in only for registers; a lock per device keeps the two apart. A device whose queues another
 //! process serves ([`fs`]) watches none of them: guest and server then signal each other past the VMM.
 //!
+//! A turn of a device takes so much from a queue and no more ([`TURN`]), and the rest comes after the other devices' turns: a driver that makes
+//! buffers available as fast as they are used does not keep the thread for itself.
+//!
 //! Memory, queues and registers are the guest's, so an enemy's: what makes no sense costs the guest its device ([`Error::Driver`]), what
 //! the host cannot do ends the VMM ([`Error::Host`]), and nothing panics.
 
@@ -16,7 +19,7 @@ use std::sync::Arc;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use virtio_queue::Queue;
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -33,6 +36,9 @@ pub mod rng;
 pub mod serial;
 pub mod vsock;
 pub mod vsock_virtio;
+
+/// Chains of descriptors that a device takes from a queue before it is another device's turn.
+pub const TURN: usize = 256;
 
 /// Guest memory, mapped shared from a memfd.
 pub type Memory = GuestMemoryMmap<()>;
@@ -103,6 +109,46 @@ impl ActiveQueue {
     pub fn drain_kick(&self) {
         // Non-blocking; it fails only when there was no kick.
         let _ = self.kick.read();
+    }
+
+    /// Has it be this queue's turn again after the other devices': it may not be empty.
+    ///
+    /// # Errors
+    /// [`Error::Host`]
+    pub fn come_again(&self) -> Result<(), Error> {
+        self.kick.write(1).map_err(Error::host("kick a queue"))
+    }
+
+    /// Takes requests for one turn. `serve` gives how many bytes it has written into one.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn serve(
+        &mut self,
+        memory: &Memory,
+        interrupt: &Interrupt,
+        mut serve: impl FnMut(DescriptorChain<&Memory>) -> Result<u32, Error>,
+    ) -> Result<(), Error> {
+        self.drain_kick();
+        let (mut used, mut is_empty) = (false, false);
+        for _ in 0..TURN {
+            let Some(chain) = self.queue.iter(memory)?.next() else {
+                // More may have come just before kicks were asked for.
+                if self.queue.enable_notification(memory)? {
+                    continue;
+                }
+                is_empty = true;
+                break;
+            };
+            let head = chain.head_index();
+            let written = serve(chain)?;
+            self.queue.add_used(memory, head, written)?;
+            used = true;
+        }
+        if !is_empty {
+            self.come_again()?;
+        }
+        if used && self.queue.needs_notification(memory)? { interrupt.trigger() } else { Ok(()) }
     }
 }
 

@@ -25,7 +25,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_OK,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{QueueOwnedT, QueueT};
+use virtio_queue::QueueT;
 
 use super::{ActivationContext, Error, Memory, VirtioDevice, Watch};
 use crate::sys::tun::{self, Offloads};
@@ -135,34 +135,22 @@ impl Net {
     }
 
     fn answer(&self, context: &mut ActivationContext, index: usize) -> Result<(), Error> {
-        let memory = &context.memory;
-        let control = &mut context.queues[index];
-        control.drain_kick();
-        let mut used = false;
-        loop {
-            while let Some(chain) = control.queue.iter(memory)?.next() {
-                let head = chain.head_index();
-                let mut command = [0; 4];
-                let whole = chain.clone().reader(memory)?.read_exact(&mut command).is_ok();
-                let [class, number, pairs @ ..] = command;
-                let pairs = usize::from(u16::from_le_bytes(pairs));
-                let known = (u32::from(class), u32::from(number))
-                    == (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET);
-                let status = if whole && known && (1..=self.pairs()).contains(&pairs) {
-                    self.use_pairs(pairs)?;
-                    VIRTIO_NET_OK
-                } else {
-                    VIRTIO_NET_ERR
-                };
-                let answered = chain.writer(memory)?.write_obj(status as u8).is_ok();
-                control.queue.add_used(memory, head, answered.into())?;
-                used = true;
-            }
-            if !control.queue.enable_notification(memory)? {
-                break;
-            }
-        }
-        if used { context.interrupt.trigger() } else { Ok(()) }
+        let ActivationContext { memory, queues, interrupt, .. } = context;
+        queues[index].serve(memory, interrupt, |chain| {
+            let mut command = [0; 4];
+            let whole = chain.clone().reader(memory)?.read_exact(&mut command).is_ok();
+            let [class, number, pairs @ ..] = command;
+            let pairs = usize::from(u16::from_le_bytes(pairs));
+            let known = (u32::from(class), u32::from(number))
+                == (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET);
+            let status = if whole && known && (1..=self.pairs()).contains(&pairs) {
+                self.use_pairs(pairs)?;
+                VIRTIO_NET_OK
+            } else {
+                VIRTIO_NET_ERR
+            };
+            Ok(chain.writer(memory)?.write_obj(status as u8).is_ok().into())
+        })
     }
 
     /// What the guest's driver can finish itself, the TAP device need not.

@@ -4,7 +4,6 @@ use std::io;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
-use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::Bytes;
 
 use super::{ActivationContext, Error, VirtioDevice, Watch};
@@ -40,29 +39,21 @@ impl VirtioDevice for Rng {
 
     fn process(&mut self, _source: u32) -> Result<(), Error> {
         let Some((context, _)) = &mut self.active else { return Ok(()) };
-        let active = &mut context.queues[0];
-        active.drain_kick();
         let mut random = [0; MAX_BYTES];
-        let mut used = false;
-        while let Some(chain) = active.queue.iter(&context.memory)?.next() {
-            let head = chain.head_index();
+        let ActivationContext { memory, queues, interrupt, .. } = context;
+        queues[0].serve(memory, interrupt, |chain| {
             let mut written = 0;
             for descriptor in chain.writable() {
                 let bytes = &mut random[..MAX_BYTES.min(descriptor.len() as usize)];
                 fill_randomly(bytes)?;
                 // A buffer outside guest memory stays empty, and so does all behind it.
-                if context.memory.write_slice(bytes, descriptor.addr()).is_err() {
+                if memory.write_slice(bytes, descriptor.addr()).is_err() {
                     break;
                 }
                 written += bytes.len();
             }
-            active.queue.add_used(&context.memory, head, written as u32)?;
-            used = true;
-        }
-        if used && active.queue.needs_notification(&context.memory)? {
-            context.interrupt.trigger()?;
-        }
-        Ok(())
+            Ok(written as u32)
+        })
     }
 
     fn reset(&mut self) {
@@ -78,5 +69,43 @@ fn fill_randomly(bytes: &mut [u8]) -> Result<(), Error> {
         Ok(())
     } else {
         Err(Error::host("get random numbers")(io::Error::last_os_error()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::devices::driver::Driver;
+
+    #[test]
+    fn buffers_are_filled_and_what_is_not_guest_memory_is_passed_over() {
+        let mut driver = Driver::new();
+        let mut rng = Rng::default();
+        rng.activate(driver.context(1, 0)).unwrap();
+        driver.offer(&[(0x8_0000, 64, true)]);
+        driver.offer(&[(1 << 40, 64, true), (0x8_0000, 64, true)]);
+        driver.offer(&[(0x8_0000, 64, false)]);
+        rng.process(QUEUE).unwrap();
+        assert_eq!(driver.used(), [(0, 64), (1, 0), (3, 0)]);
+        assert!((0..64).any(|place| driver.byte(0x8_0000 + place) != 0));
+        assert!(!driver.kicked());
+    }
+
+    #[test]
+    fn a_driver_does_not_keep_the_thread() {
+        let mut driver = Driver::new();
+        let mut rng = Rng::default();
+        rng.activate(driver.context(1, 0)).unwrap();
+        driver.offer(&[(0x8_0000, 1, true)]);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        driver.while_offering_all(|| {
+            // A turn that the driver has kept full comes again.
+            while !driver.kicked() || driver.used().len() < 1000 {
+                assert!(Instant::now() < deadline, "the driver has no turn itself");
+                rng.process(QUEUE).unwrap();
+            }
+        });
     }
 }

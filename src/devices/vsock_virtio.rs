@@ -53,20 +53,29 @@ impl VirtioDevice for VsockVirtio {
 
     fn process(&mut self, source: u32) -> Result<(), Error> {
         let Some((context, _)) = &mut self.active else { return Ok(()) };
+        let ActivationContext { memory, queues, interrupt, .. } = context;
         let source = source as usize;
-        if let Some(queue) = context.queues.get(source) {
+        if let Some(queue) = queues.get(source) {
             queue.drain_kick();
         }
-        let memory = &context.memory;
-        let mut used = false;
+        let mut signal = false;
         match source {
-            TX => used |= self.device.process_tx(memory, &mut context.queues[TX].queue)?,
-            EVENT => used |= self.device.process_event(memory, &mut context.queues[EVENT].queue)?,
+            TX => {
+                let turn = self.device.process_tx(memory, &mut queues[TX].queue)?;
+                signal |= turn.signal;
+                if turn.more {
+                    queues[TX].come_again()?;
+                }
+            }
+            EVENT => signal |= self.device.process_event(memory, &mut queues[EVENT].queue)?,
             HOST => self.device.process_host_events()?,
             _ => {}
         }
-        used |= self.device.process_rx(memory, &mut context.queues[RX].queue)?;
-        if used { context.interrupt.trigger() } else { Ok(()) }
+        let turn = self.device.process_rx(memory, &mut queues[RX].queue)?;
+        if turn.more {
+            queues[RX].come_again()?;
+        }
+        if signal || turn.signal { interrupt.trigger() } else { Ok(()) }
     }
 
     fn reset(&mut self) {

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::sys::text::printable;
+
 mod console;
 pub mod kvm;
 pub mod process;
@@ -181,7 +183,7 @@ pub fn plug(vm: &VmRecord, nic: Nic) -> Result<GuestDevice, Error> {
 pub const MEMORY_UNIT_MIB: u32 = 2;
 
 /// Gives a VM so much memory beyond what it started with, in units of [`MEMORY_UNIT_MIB`]: how much it has when that is reached, or when its guest has
-/// taken, or given, none for as long as `patience`. What is then still missing the guest goes on to give, when it can.
+/// come no closer to it for as long as `patience`, or not all the way for ten times that. What is then still missing the guest goes on to give, when it can.
 ///
 /// # Errors
 /// [`Error::Memory`]: the VMM refuses.
@@ -190,21 +192,29 @@ pub fn resize_memory(vm: &VmRecord, mib: u32, patience: Duration) -> Result<u32,
         Kind::Kvm => kvm::plugged_memory,
         Kind::Qemu => qemu::plugged_memory,
     };
-    let wanted = u64::from(mib) << 20;
-    let resized = || -> std::io::Result<u64> {
-        let mut now = plugged(&vm.control, Some(wanted))?;
-        let mut deadline = Instant::now() + patience;
-        while now != wanted && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
-            let before = std::mem::replace(&mut now, plugged(&vm.control, None)?);
-            if now != before {
-                deadline = Instant::now() + patience;
-            }
-        }
-        Ok(now)
-    };
+    let resized = approach(u64::from(mib) << 20, patience, |wanted| plugged(&vm.control, wanted));
     // The VMM is as little to be trusted as its guest.
-    Ok(u32::try_from(resized().map_err(Error::Memory)? >> 20).unwrap_or(u32::MAX))
+    Ok(u32::try_from(resized.map_err(Error::Memory)? >> 20).unwrap_or(u32::MAX))
+}
+
+/// `plugged` asks for so many bytes, or for nothing, and tells how many there are. A guest that goes to and fro comes no closer.
+fn approach(
+    wanted: u64,
+    patience: Duration,
+    mut plugged: impl FnMut(Option<u64>) -> std::io::Result<u64>,
+) -> std::io::Result<u64> {
+    let start = Instant::now();
+    let mut now = plugged(Some(wanted))?;
+    let (mut deadline, mut closest) = (start + patience, wanted.abs_diff(now));
+    while now != wanted && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+        now = plugged(None)?;
+        if wanted.abs_diff(now) < closest {
+            closest = wanted.abs_diff(now);
+            deadline = (Instant::now() + patience).min(start + patience * 10);
+        }
+    }
+    Ok(now)
 }
 
 /// A way to start virtual machines.
@@ -331,6 +341,9 @@ pub enum Error {
     Jail(#[from] crate::jail::Error),
 }
 
+/// Of the lines that an error message quotes.
+const LONGEST_LINE: usize = 512;
+
 impl Ending {
     /// The last words of VMM and guest, for the end of an error message; empty when there are none. Of a kernel's panic
     /// its first line, which says why, rather than the end of its stack trace.
@@ -342,7 +355,8 @@ impl Ending {
                 panic.map_or_else(|| text.lines().rev().take(8).collect(), |line| vec![line]);
             if !lines.is_empty() {
                 tail.push_str(&format!("; {who}: "));
-                tail.push_str(&lines.into_iter().rev().collect::<Vec<_>>().join(" | "));
+                let lines = lines.into_iter().rev().map(|line| printable(line, LONGEST_LINE));
+                tail.push_str(&lines.collect::<Vec<_>>().join(" | "));
             }
         }
         tail
@@ -351,11 +365,41 @@ impl Ending {
 
 #[cfg(test)]
 mod tests {
-    use super::Ending;
+    use std::time::{Duration, Instant};
+
+    use super::{Ending, approach};
+
+    #[test]
+    fn memory_is_waited_for_as_long_as_it_comes() {
+        let patience = Duration::from_millis(40);
+        // A guest that takes some each time, one that takes none, one that goes to and fro, one that always takes a little.
+        let mut taken = 0;
+        let steady = approach(100, Duration::from_secs(60), |_| {
+            taken += 10;
+            Ok(taken)
+        });
+        assert_eq!(steady.unwrap(), 100);
+        assert_eq!(approach(100, patience, |_| Ok(3)).unwrap(), 3);
+        let mut asked = 0_u64;
+        let begin = Instant::now();
+        let restless = approach(100, patience, |_| {
+            asked += 1;
+            Ok(asked % 2)
+        });
+        assert!(restless.unwrap() < 2 && begin.elapsed() < 5 * patience);
+        let mut taken = 0;
+        let slow = approach(u64::MAX, patience, |_| {
+            taken += 1;
+            Ok(taken)
+        });
+        assert!(slow.unwrap() > 1 && begin.elapsed() < 40 * patience);
+    }
 
     #[test]
     fn the_tail_is_the_last_lines_or_the_panic() {
         let numbers: String = (1..=20).map(|number| format!("{number}\n")).collect();
+        let ending = Ending { console: "x".repeat(60_000), ..Ending::default() };
+        assert_eq!(ending.tail().len(), "; guest: ".len() + super::LONGEST_LINE);
         let ending = Ending { console: numbers, log: "one\n".into(), ..Ending::default() };
         assert_eq!(ending.tail(), "; VMM: one; guest: 13 | 14 | 15 | 16 | 17 | 18 | 19 | 20");
         let console =

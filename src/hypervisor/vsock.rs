@@ -12,7 +12,10 @@ use std::time::{Duration, Instant};
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recv, recvmsg};
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, recvmsg,
+    socket,
+};
 use nix::sys::stat::Mode;
 
 /// `OK 4294967295\n`
@@ -31,7 +34,7 @@ impl Connecting {
     /// # Errors
     /// What the sockets say.
     pub fn begin(path: &Path, port: u32, deadline: Instant, first: &[u8]) -> io::Result<Self> {
-        let mut stream = connect_plain(path)?;
+        let mut stream = connect_plain(path, left(deadline)?)?;
         stream.set_write_timeout(Some(left(deadline)?))?;
         stream.write_all(&[format!("CONNECT {port}\n").as_bytes(), first].concat())?;
         Ok(Self { stream, deadline })
@@ -84,13 +87,23 @@ pub fn listen_unix(path: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(path)
 }
 
-/// A connection to a listener of rt's own, without the protocol.
+/// A connection to a listener of rt's own, without the protocol: one that accepts nobody any more (its process has been stopped, say) is waited
+/// for no longer than `timeout`.
 ///
 /// # Errors
-/// What connect(2) says.
-pub fn connect_plain(path: &Path) -> io::Result<UnixStream> {
+/// What connect(2) says; `TimedOut`.
+pub fn connect_plain(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
     let (_directory, path) = short(path)?;
-    UnixStream::connect(path)
+    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let stream = UnixStream::from(socket);
+    // unix(7): connect(2) waits for room in the listener's backlog as write(2) does for that of a peer.
+    stream.set_write_timeout(Some(timeout))?;
+    connect(stream.as_raw_fd(), &UnixAddr::new(&path)?).map_err(|error| match error {
+        Errno::EAGAIN => Errno::ETIMEDOUT,
+        other => other,
+    })?;
+    stream.set_write_timeout(None)?;
+    Ok(stream)
 }
 
 /// The next guest-initiated connection: one byte with a descriptor beside it.
@@ -156,6 +169,19 @@ mod tests {
         let result = Connecting::begin(&path, 1024, deadline, b"first").and_then(Connecting::finish);
         server.join().expect("the server is content");
         result
+    }
+
+    #[test]
+    fn one_that_accepts_nobody_is_waited_for_until_the_deadline() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("vsock.sock");
+        let listener = listen_unix(&path).expect("a socket");
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0).expect("a number"))
+            .expect("it listens");
+        let begin = || Connecting::begin(&path, 1, Instant::now() + Duration::from_millis(50), b"");
+        // The backlog holds one.
+        let _first = begin().expect("it waits to be accepted");
+        assert_eq!(begin().err().expect("no connection").kind(), io::ErrorKind::TimedOut);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 pub use changes::{Change, Indexes, changes};
 pub use layout::{Found, Interface, Layout, scan};
 pub use macvtap::Macvtap;
-pub use namespace::{Namespace, Wanted, make};
+pub use namespace::{Namespace, Wanted, is_same, make};
 pub use redirect::{check, tie, untie};
 pub use traffic::{Traffic, traffic};
 pub use vhost::open_vhost;

@@ -44,8 +44,13 @@ impl Wanted {
 }
 
 fn is_own(path: &Path) -> bool {
-    let identity = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
-    matches!((identity(path), identity(Path::new(OWN))), (Ok(one), Ok(other)) if one == other)
+    is_same(path, Path::new(OWN)) == Some(true)
+}
+
+/// Whether two paths lead to one namespace; `None` where one of them leads nowhere.
+pub fn is_same(one: &Path, other: &Path) -> Option<bool> {
+    let identity = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
+    Some(identity(one)? == identity(other)?)
 }
 
 /// A network namespace, kept alive by this.

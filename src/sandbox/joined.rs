@@ -37,6 +37,13 @@ pub fn join(vm: &VmRecord, timeout: Duration) -> Result<Joined, Error> {
     Ok(Joined { agent, vmm, _lifeline: stream, lifeline })
 }
 
+impl Drop for Joined {
+    fn drop(&mut self) {
+        // Whoever waits for an answer on it, which the guest may never give, waits for nothing any more.
+        self.agent.close();
+    }
+}
+
 impl Joined {
     /// A pidfd of the sandbox's VMM.
     pub fn pidfd(&self) -> BorrowedFd<'_> {

@@ -1,5 +1,7 @@
 //! Events to containerd, in order, from a thread of their own: no call waits for containerd to take one.
 //!
+//! So many wait and no more: a guest makes some of them.
+//!
 //! They go over containerd's ttRPC socket (`TTRPC_ADDRESS`), or through its binary where there is none. While containerd
 //! is away an event is tried again for some seconds, then dropped: a containerd that comes back asks for the state anyway.
 
@@ -8,7 +10,7 @@ use std::os::fd::IntoRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
@@ -22,6 +24,8 @@ use super::flags::Flags;
 use super::process::timestamp;
 
 const TRIES: u32 = 6;
+/// Events that wait for a containerd that is away: hours of them, of a pod that behaves.
+const WAITING: usize = 1024;
 /// A connection is let go when nothing has been told for this long: ttRPC's client costs a wake-up each 10 ms.
 const IDLE: Duration = Duration::from_secs(2);
 const TIMEOUT_NS: i64 = 5_000_000_000;
@@ -37,7 +41,7 @@ struct Event {
 /// Where to tell events.
 pub struct Publisher {
     // Gone once the shim has said its last word.
-    sender: Mutex<Option<Sender<Event>>>,
+    sender: Mutex<Option<SyncSender<Event>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -45,7 +49,7 @@ impl Publisher {
     /// # Errors
     /// No thread is to be had.
     pub fn start(flags: &Flags) -> std::io::Result<Self> {
-        let (sender, events) = mpsc::channel();
+        let (sender, events) = mpsc::sync_channel(WAITING);
         let mut link = Link {
             namespace: flags.namespace.clone(),
             address: flags.address.clone(),
@@ -64,8 +68,10 @@ impl Publisher {
         let any = Any { type_url: format!("{PACKAGE}.{}", M::NAME), value, ..Default::default() };
         let sender = self.sender.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(sender) = &*sender {
-            // The thread ends with the sender only.
-            let _ = sender.send(Event { topic, at: SystemTime::now(), any });
+            // The thread ends with the sender only, so it is that too many wait.
+            if sender.try_send(Event { topic, at: SystemTime::now(), any }).is_err() {
+                tracing::debug!("containerd is not told of {topic}: too much waits to be told");
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use containerd_shim_protos::cgroups_v2::metrics::{
 use containerd_shim_protos::protobuf::MessageFull;
 use containerd_shim_protos::protobuf::reflect::{ReflectValueBox, RuntimeFieldType, RuntimeType};
 
-use crate::container::stats::{limit, number, pairs};
+use crate::container::stats::{is_page_size, limit, number, pairs};
 
 /// The name by which containerd knows the message.
 pub const TYPE_URL: &str = "io.containerd.cgroups.v2.Metrics";
@@ -84,7 +84,7 @@ fn hugetlb(files: &HashMap<String, String>) -> Vec<HugeTlbStat> {
     let sizes = files.iter().filter_map(|(name, current)| {
         let size = name.strip_prefix("hugetlb.")?.strip_suffix(".current")?;
         let file = |kind: &str| files.get(&format!("hugetlb.{size}.{kind}")).map_or("", String::as_str);
-        (!size.is_empty() && !size.contains('.')).then(|| HugeTlbStat {
+        is_page_size(size).then(|| HugeTlbStat {
             current: number(current),
             max: limit(file("max")).unwrap_or(u64::MAX),
             pagesize: size.into(),

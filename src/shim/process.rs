@@ -11,7 +11,7 @@ use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use super::streams::{Held, Streams};
 use super::{Error, failed};
 use crate::agent::Agent;
-use crate::container::{self, Ends};
+use crate::container::{self, Ends, Flow, Patience};
 use crate::log;
 
 /// How long output may take to go out once its process was killed, before nobody is thought to read it.
@@ -42,6 +42,8 @@ pub struct Handle {
     pub id: String,
     /// Empty for a container's own process.
     pub exec_id: String,
+    /// What it writes.
+    pub flow: Arc<Flow>,
 }
 
 /// Where a process's thread tells that it is up.
@@ -79,11 +81,13 @@ struct State {
     phase: Phase,
     held: Held,
     handle: Option<Handle>,
+    /// Somebody watches its end.
+    is_expected: bool,
 }
 
 impl Process {
     pub fn new(container: &str, exec_id: &str, streams: Streams) -> Arc<Self> {
-        let state = State { phase: Phase::Added, held: Held::default(), handle: None };
+        let state = State { phase: Phase::Added, held: Held::default(), handle: None, is_expected: false };
         Arc::new(Self {
             container: container.into(),
             exec_id: exec_id.into(),
@@ -150,7 +154,7 @@ impl Process {
             .map_err(failed("start a thread for", &self.container))?;
         // The thread tells always, and panics abort.
         let handle = answer.recv().unwrap_or(Err(container::Error::Abandoned))?;
-        *self.state() = State { phase: Phase::Up(pid), held, handle: Some(handle) };
+        *self.state() = State { phase: Phase::Up(pid), held, handle: Some(handle), is_expected: false };
         Ok(pid)
     }
 
@@ -174,22 +178,49 @@ impl Process {
         }
     }
 
-    /// It was killed: unless its end comes soon, it is its output that nobody takes, and that is given up.
+    /// It was killed. Unless its end comes soon it is its output that nobody takes, and that is given up; then it is the guest that does not do
+    /// as it is told, and `end` is called when it has had so much time. Once: that it is killed again gives no more.
     ///
     /// # Errors
     /// No thread is to be had.
-    pub fn expect_end(self: &Arc<Self>) -> std::io::Result<()> {
+    pub fn expect_end(
+        self: &Arc<Self>,
+        limit: Duration,
+        end: impl FnOnce() + Send + 'static,
+    ) -> std::io::Result<()> {
+        let mut state = self.state();
+        let Some(handle) = state.handle.clone().filter(|_| !state.is_expected) else { return Ok(()) };
         let process = Arc::clone(self);
+        let patience = Patience::new(&handle.flow, limit);
         let wait = move || {
-            let has_not = |state: &mut State| !matches!(state.phase, Phase::Exited(_));
-            let waited = process.changed.wait_timeout_while(process.state(), DRAIN, has_not);
-            let (mut state, _) = waited.unwrap_or_else(|poisoned| poisoned.into_inner());
-            if has_not(&mut state) {
-                tracing::warn!("nobody reads what {} wrote", process.container);
-                state.held.drop_readers();
+            if process.ends_within(DRAIN.min(limit)) {
+                return;
+            }
+            tracing::warn!(
+                "{} has been killed and has not ended; nobody reads what it wrote, or its guest hangs",
+                process.container
+            );
+            process.state().held.drop_readers();
+            while !process.ends_within(patience.left()) {
+                // The rest is its output's, which has an end of its own.
+                if handle.flow.is_told() {
+                    return;
+                }
+                if patience.left().is_zero() {
+                    tracing::error!("the guest of {} does not end what has been killed", process.container);
+                    return end();
+                }
             }
         };
-        Builder::new().name("drain".into()).spawn(wait).map(drop)
+        Builder::new().name("drain".into()).spawn(wait)?;
+        state.is_expected = true;
+        Ok(())
+    }
+
+    fn ends_within(&self, time: Duration) -> bool {
+        let has_not = |state: &mut State| !matches!(state.phase, Phase::Exited(_));
+        let waited = self.changed.wait_timeout_while(self.state(), time, has_not);
+        !waited.unwrap_or_else(|poisoned| poisoned.into_inner()).1.timed_out()
     }
 
     /// Lets its standard input in, now that it runs.
@@ -214,7 +245,13 @@ pub fn timestamp(at: SystemTime) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+    use std::sync::mpsc::Receiver;
+
     use super::*;
+
+    const LIMIT: Duration = Duration::from_millis(50);
 
     #[test]
     fn whoever_waits_is_told_of_the_end() {
@@ -225,5 +262,69 @@ mod tests {
         process.leave(Exit { pid: 1, code: 7, at: SystemTime::now() });
         assert_eq!(waiting.join().unwrap(), 7);
         assert!(matches!(process.phase(), Phase::Exited(_)));
+    }
+
+    /// A process that ends when it is told to, in a guest that answers nothing; and what it writes.
+    fn running() -> (Arc<Process>, Arc<Flow>, Sender<u8>) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vsock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let guest = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 32]);
+            stream.write_all(b"OK 1\n").unwrap();
+        });
+        let agent = Agent::connect(&path, Duration::from_secs(60)).unwrap();
+        guest.join().unwrap();
+        let process = Process::new("c", "", Streams::default());
+        let (flow, (end, code)) = (Arc::new(Flow::default()), mpsc::channel());
+        let own = Arc::clone(&flow);
+        let carry = move |_: Ends, up: &mut Up| {
+            up.up(Handle { agent, id: "c".into(), exec_id: String::new(), flow: own });
+            Ok(code.recv().unwrap_or(0))
+        };
+        process.launch(carry, |_| ()).unwrap();
+        (process, flow, end)
+    }
+
+    fn expect(process: &Arc<Process>) -> Receiver<()> {
+        let (late, is_late) = mpsc::channel();
+        process.expect_end(LIMIT, move || late.send(()).unwrap_or_default()).unwrap();
+        is_late
+    }
+
+    #[test]
+    fn a_guest_that_does_not_end_what_was_killed_is_late_once() {
+        let (process, _, end) = running();
+        let (first, second) = (expect(&process), expect(&process));
+        assert!(first.recv_timeout(Duration::from_secs(60)).is_ok());
+        assert!(second.recv().is_err());
+        end.send(137).unwrap();
+        assert_eq!(process.wait().code, 137);
+    }
+
+    #[test]
+    fn a_reader_that_takes_its_time_does_not_make_a_guest_late() {
+        let (process, flow, end) = running();
+        let output = flow.open();
+        let is_late = output.write(10, || {
+            let is_late = expect(&process);
+            assert!(is_late.recv_timeout(4 * LIMIT).is_err());
+            is_late
+        });
+        // It has told the end, and what it wrote has its own.
+        flow.tell();
+        assert!(is_late.recv_timeout(Duration::from_secs(60)).is_err());
+        end.send(0).unwrap();
+        process.wait();
+    }
+
+    #[test]
+    fn one_that_ends_is_not_late() {
+        let (process, _, end) = running();
+        let is_late = expect(&process);
+        end.send(9).unwrap();
+        assert_eq!(process.wait().code, 9);
+        assert!(is_late.recv().is_err());
     }
 }

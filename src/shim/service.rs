@@ -29,6 +29,7 @@ use super::process::{Exit, Handle, Phase, Process, Up, timestamp};
 use super::rootfs::Rootfs;
 use super::streams::Streams;
 use super::{Error, metrics, options, states, store};
+use crate::agent::Agent;
 use crate::bundle::Bundle;
 use crate::config::Config;
 use crate::container::{self, Ends, ExecRequest, Monitor, Request, StateError, Store};
@@ -63,6 +64,14 @@ struct Container {
 struct Exec {
     process: Arc<Process>,
     request: ExecRequest,
+}
+
+/// Who tells of a container's want of memory.
+struct OomWatch {
+    /// A connection of its own.
+    agent: Agent,
+    /// Ends with it.
+    ended: Receiver<()>,
 }
 
 /// What the shim answers instead.
@@ -224,11 +233,12 @@ impl Service {
         };
         let (events, id) = (Arc::clone(&self.events), container.id.clone());
         // Known once the container has come up; its end is told after.
-        let oom: Arc<Mutex<Option<Receiver<()>>>> = Arc::default();
+        let oom: Arc<Mutex<Option<OomWatch>>> = Arc::default();
         let watcher = Arc::clone(&oom);
         let ended = move |exit: &Exit| {
-            if let Some(watcher) = lock(&watcher).take() {
-                let _ = watcher.recv_timeout(LAST_NEWS);
+            if let Some(OomWatch { agent, ended }) = lock(&watcher).take() {
+                let _ = ended.recv_timeout(LAST_NEWS);
+                agent.close();
             }
             tell_exit(&events, &id, &id, exit);
         };
@@ -238,14 +248,19 @@ impl Service {
     }
 
     /// Tells of processes that the guest killed for want of memory, until the container ends; what it gives ends with that.
-    fn watch_oom(&self, container: &Container) -> Option<Receiver<()>> {
-        let (store, config) = (self.store.clone(), container.config.clone());
+    fn watch_oom(&self, container: &Container) -> Option<OomWatch> {
         let (events, id) = (Arc::clone(&self.events), container.id.clone());
-        let (until, told) = mpsc::channel::<()>();
+        let unwatched = |error: &dyn std::fmt::Display| {
+            tracing::warn!("nobody watches the memory of {}: {error}", container.id)
+        };
+        let agent = container::agent(&self.store, &container.config, &id);
+        let agent = agent.inspect_err(|error| unwatched(error)).ok()?;
+        let own = agent.clone();
+        let (until, ended) = mpsc::channel::<()>();
         let watch = move || {
             let _until = until;
             let mut seen = 0;
-            while let Ok(news) = container::watch_oom(&store, &config, &id, seen) {
+            while let Ok(news) = agent.watch_oom(&id, seen) {
                 if news.kills > seen {
                     let event = TaskOOM { container_id: id.clone(), ..Default::default() };
                     events.publish(topics::TASK_OOM_EVENT_TOPIC, &event);
@@ -260,9 +275,8 @@ impl Service {
             }
         };
         let started = std::thread::Builder::new().name("oom".into()).spawn(watch);
-        let started =
-            started.inspect_err(|error| tracing::warn!("nobody watches the memory of a container: {error}"));
-        started.ok().map(|_| told)
+        started.inspect_err(|error| unwatched(error)).ok()?;
+        Some(OomWatch { agent: own, ended })
     }
 
     fn start_exec(&self, container: &Container, exec: &Exec) -> Result<u32, Refusal> {
@@ -278,7 +292,8 @@ impl Service {
         let carry = move |ends: Ends, up: &mut Up| {
             let exec = container::Exec::start(&request, &config, container::Streams::Given(ends), None)?;
             let (agent, exec_id) = exec.handle();
-            up.up(Handle { agent: agent.clone(), id: request.id.clone(), exec_id: exec_id.into() });
+            let (agent, exec_id, flow) = (agent.clone(), exec_id.to_owned(), exec.flow());
+            up.up(Handle { agent, id: request.id.clone(), exec_id, flow });
             exec.wait()
         };
         let (events, id, exec_id) = (Arc::clone(&self.events), container.id.clone(), process.exec_id.clone());
@@ -314,10 +329,8 @@ impl Service {
         let container = self.container(&request.id)?;
         let process = self.process(&request.id, &request.exec_id)?;
         let signal = request.signal as i32;
-        if signal == Signal::SIGKILL as i32
-            && let Err(error) = process.expect_end()
-        {
-            tracing::warn!("nobody watches the end of {}: {error}", request.id);
+        if signal == Signal::SIGKILL as i32 {
+            self.expect_end(&container, &process);
         }
         let result = match (process.phase(), process.handle()) {
             (Phase::Exited(_), _) => return Err(Refusal::ended()),
@@ -325,7 +338,7 @@ impl Service {
                 let text = format!("exec {} was not started yet", request.exec_id);
                 return Err(Refusal(Code::FAILED_PRECONDITION, text));
             }
-            (Phase::Up(_), Some(Handle { agent, id, exec_id })) if !exec_id.is_empty() => {
+            (Phase::Up(_), Some(Handle { agent, id, exec_id, .. })) if !exec_id.is_empty() => {
                 agent.signal_process(&id, &exec_id, signal, false).map_err(container::Error::from)
             }
             (Phase::Up(_), _) => {
@@ -336,6 +349,28 @@ impl Service {
             // It ended meanwhile.
             Err(container::Error::NotRunning) => Err(Refusal::ended()),
             other => Ok(other?),
+        }
+    }
+
+    /// It is killed: a guest that does not end it is not waited for. An exec is cut off from its guest, and with that over for
+    /// the host; a container's own process takes the machine along.
+    fn expect_end(&self, container: &Container, process: &Arc<Process>) {
+        let Some(handle) = process.handle() else { return };
+        let machine = match container::Machine::of(&self.store, &container.config, &container.id) {
+            Ok(machine) => machine,
+            // It has ended.
+            Err(_) => return,
+        };
+        let (id, limit) = (container.id.clone(), machine.limit);
+        let end = move || {
+            if !handle.exec_id.is_empty() {
+                handle.agent.close();
+            } else if let Err(error) = machine.end() {
+                tracing::error!("the machine of {id} cannot be ended: {}", log::chain(&error));
+            }
+        };
+        if let Err(error) = process.expect_end(limit, end) {
+            tracing::warn!("nobody watches the end of {}: {error}", container.id);
         }
     }
 
@@ -362,6 +397,9 @@ impl Service {
         // The end has been told by then, if there was one.
         drop(container.main.order());
         if !matches!(container.main.phase(), Phase::Exited(_)) {
+            if self.status(container) == Status::CREATED {
+                self.expect_end(container, &container.main);
+            }
             // Refuses one that runs, ends one that never did.
             container::delete(&self.store, &container.config, &container.id, false)?;
         }
@@ -496,7 +534,8 @@ fn carry_to_the_end(
 ) -> Result<u8, container::Error> {
     monitor.create(container::Streams::Given(ends), None)?;
     monitor.is_known();
-    up.up(Handle { agent: monitor.agent()?.clone(), id: id.into(), exec_id: String::new() });
+    let (agent, flow) = (monitor.agent()?.clone(), monitor.flow()?);
+    up.up(Handle { agent, id: id.into(), exec_id: String::new(), flow });
     monitor.wait()
 }
 
@@ -566,7 +605,8 @@ impl TaskService for Service {
     fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
         let process = self.process(&request.id, &request.exec_id)?;
         // One that does not run has no terminal yet, or any more.
-        if let Some(Handle { agent, id, exec_id }) = process.handle().filter(|_| process.streams.terminal) {
+        if let Some(Handle { agent, id, exec_id, .. }) = process.handle().filter(|_| process.streams.terminal)
+        {
             let clamp = |size: u32| u16::try_from(size).unwrap_or(u16::MAX);
             agent
                 .resize_terminal(&id, &exec_id, clamp(request.height), clamp(request.width))

@@ -311,6 +311,71 @@ fn restarts_leave_nothing_behind() {
     eventually("the end of open files", || !host(&format!("ls -l /proc/{fsd}/fd")).contains(&root));
 }
 
+/// A guest that stands still, here in a hook that takes for ever, holds up nobody who wants to be rid of the container.
+#[test]
+fn a_start_that_hangs_is_waited_for_by_nobody_else() {
+    let pause = sandbox();
+    let pod = running(&pause);
+    let mut bundle = member(&pause, pod.pid(), "true");
+    let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", "echo >/tmp/hook; sleep 100000"]});
+    bundle.config["hooks"]["startContainer"] = json!([hook]);
+    let container = bundle.create(&[]);
+    let start = bundle.call().verb(&["start", &bundle.id]).start();
+    eventually("the hook", || bundle.rootfs("tmp/hook").exists());
+    let vmm = Pid::from_raw(process_of(&record(&pod), "vm"));
+    kill(vmm, Signal::SIGSTOP).unwrap();
+    assert_eq!(container.state()["status"], "created");
+    container.rt(&["delete", "--force"]).says(&[]);
+    start.end().fails(&["cannot start a container that has stopped"]);
+    kill(vmm, Signal::SIGCONT).unwrap();
+    pod.sh("echo on").says(&["on"]);
+}
+
+/// A container can be killed while its hooks run, and only once be started.
+#[test]
+fn a_hook_that_hangs_is_ended_with_the_container() {
+    let mut bundle = Bundle::new();
+    let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", "echo >/tmp/hook; sleep 100000"]});
+    bundle.config["hooks"]["startContainer"] = json!([hook]);
+    let container = bundle.create(&[]);
+    let pid = container.pid();
+    let start = bundle.call().verb(&["start", &bundle.id]).start();
+    eventually("the hook", || bundle.rootfs("tmp/hook").exists());
+    container.rt(&["start"]).fails(&["cannot start container", "already running"]);
+    bundle.rt(&["kill", &bundle.id, "KILL"]).says(&[]);
+    start.end().fails(&["startContainer hook failed, or its process was killed"]);
+    assert_eq!(container.exit_code(pid), 137);
+}
+
+/// One machine has one network.
+#[test]
+fn a_network_of_its_own_is_refused_to_a_member() {
+    let pause = sandbox();
+    let pod = running(&pause);
+    let with = |path: &str| {
+        let mut bundle = member(&pause, pod.pid(), "true");
+        for namespace in bundle.config["linux"]["namespaces"].as_array_mut().unwrap() {
+            if namespace["type"] == "network" {
+                namespace["path"] = json!(path);
+            }
+        }
+        bundle
+    };
+    // As containerd names the pod's, and that of a pod in the host's network.
+    for path in [format!("/proc/{}/ns/net", pod.pid()), format!("/proc/{}/ns/net", std::process::id())] {
+        with(&path).call().end().code(0);
+    }
+    let mut other = std::process::Command::new("unshare").args(["-n", "sleep", "1000"]).spawn().unwrap();
+    let path = format!("/proc/{}/ns/net", other.id());
+    let own = fs::read_link("/proc/self/ns/net").unwrap();
+    eventually("the other namespace", || fs::read_link(&path).is_ok_and(|path| path != own));
+    let bundle = with(&path);
+    let ended = bundle.rt(&["create", "-b", bundle.dir().to_str().unwrap(), &bundle.id]);
+    other.kill().and_then(|()| other.wait()).unwrap();
+    ended.fails(&[&format!("cannot join sandbox {}", pause.id), &path, "is another than the sandbox's"]);
+    bundle.leaves_nothing();
+}
+
 #[test]
 fn a_sandbox_that_cannot_be_joined_is_named() {
     let pause = sandbox();
@@ -324,6 +389,8 @@ fn a_sandbox_that_cannot_be_joined_is_named() {
     let mut b = member(&pause, pod.pid(), "true");
     b.config["annotations"][SANDBOX] = json!(a.id);
     create(&b).fails(&[&a.id, "is a container of sandbox", &pause.id]);
+    b.config["annotations"][SANDBOX] = json!("a\n\u{1b}[2J");
+    create(&b).fails(&["invalid container ID format", "u{1b}[2J"]);
     b.config["annotations"][SANDBOX] = json!("");
     create(&b).fails(&[SANDBOX, "does not say of which"]);
     b.config["annotations"][SANDBOX] = json!(b.id);

@@ -12,15 +12,13 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
-use super::super::{ActivationContext, ActiveQueue, Error, Memory, Watch};
+use super::super::{ActivationContext, ActiveQueue, Error, Memory, TURN, Watch};
 use crate::sys::tun::VNET_HEADER;
 
 /// The largest frame: 64 KiB of TCP with all headers (§5.1.6.3.1), and its own header.
 const MAX_FRAME: usize = VNET_HEADER + 65_562;
 /// In the header: how many buffers a frame is spread over (§5.1.6).
 const NUM_BUFFERS: usize = 10;
-/// Frames of one turn.
-const TURN: usize = 256;
 /// Sources of TAP queues, beside those of the guest's, which are their numbers.
 const TAP: u32 = 0x100;
 
@@ -212,6 +210,6 @@ fn transmit(
         used = true;
     }
     // The rest has its turn after the other devices'.
-    active.kick.write(1).map_err(Error::host("kick a queue"))?;
+    active.come_again()?;
     Ok(used)
 }

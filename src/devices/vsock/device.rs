@@ -15,6 +15,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemory;
 
+use super::super::TURN;
 use super::Error;
 use super::muxer::{Key, Muxer, Next};
 use super::packet::{Buffers, Direction, Header, receive_data};
@@ -23,6 +24,15 @@ use super::packet::{Buffers, Direction, Header, receive_data};
 pub const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
 /// Buffers that one turn of one connection may fill: about 64 KiB.
 const BATCH: usize = 18;
+
+/// What came of one turn of a queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// The driver is to be signalled.
+    pub signal: bool,
+    /// The queue is to be looked at again, unasked, when others have had their turn.
+    pub more: bool,
+}
 
 /// A virtio-vsock device without a transport. After anything that may have given the guest
 /// something to read ([`Self::process_host_events`], [`Self::process_tx`]), call [`Self::process_rx`].
@@ -75,56 +85,73 @@ impl VsockDevice {
         self.muxer.process_host_events()
     }
 
-    /// Takes all packets out of the transmit queue. True when the driver is to be signalled.
+    /// Takes packets out of the transmit queue, as many as one turn is for.
     ///
     /// # Errors
     /// [`Error::Queue`]
-    pub fn process_tx<M: GuestMemory>(&mut self, mem: &M, queue: &mut Queue) -> Result<bool, Error> {
-        let mut used = false;
-        loop {
-            queue.disable_notification(mem)?;
-            while let Some(chain) = pop(mem, queue)? {
-                let head = chain.head_index();
-                if let Some(buffers) = Buffers::gather(mem, chain, Direction::FromGuest) {
-                    self.muxer.receive(&buffers);
-                }
-                queue.add_used(mem, head, 0)?;
-                used = true;
-            }
-            if !queue.enable_notification(mem)? {
-                return Ok(used && queue.needs_notification(mem)?);
-            }
-        }
-    }
-
-    /// Fills buffers of the receive queue with what there is for the guest. True when the driver is to be signalled.
-    ///
-    /// # Errors
-    /// [`Error::Queue`]
-    pub fn process_rx<M: GuestMemory>(&mut self, mem: &M, queue: &mut Queue) -> Result<bool, Error> {
-        let mut used = false;
+    pub fn process_tx<M: GuestMemory>(&mut self, mem: &M, queue: &mut Queue) -> Result<Turn, Error> {
+        let mut turn = Turn { more: true, ..Turn::default() };
         queue.disable_notification(mem)?;
-        loop {
-            let Some((head, buffers)) = Self::take(mem, queue)? else {
+        for _ in 0..TURN {
+            let Some(chain) = pop(mem, queue)? else {
                 if queue.enable_notification(mem)? {
                     continue;
                 }
+                turn.more = false;
                 break;
+            };
+            let head = chain.head_index();
+            if let Some(buffers) = Buffers::gather(mem, chain, Direction::FromGuest) {
+                self.muxer.receive(&buffers);
+            }
+            queue.add_used(mem, head, 0)?;
+            turn.signal = true;
+        }
+        turn.signal = turn.signal && queue.needs_notification(mem)?;
+        Ok(turn)
+    }
+
+    /// Fills buffers of the receive queue with what there is for the guest, as many as one turn is for.
+    ///
+    /// # Errors
+    /// [`Error::Queue`]
+    pub fn process_rx<M: GuestMemory>(&mut self, mem: &M, queue: &mut Queue) -> Result<Turn, Error> {
+        let mut turn = Turn { more: true, ..Turn::default() };
+        queue.disable_notification(mem)?;
+        for _ in 0..TURN {
+            let Some(chain) = pop(mem, queue)? else {
+                if queue.enable_notification(mem)? {
+                    continue;
+                }
+                turn.more = false;
+                break;
+            };
+            let head = chain.head_index();
+            let buffers = Buffers::gather(mem, chain, Direction::ToGuest);
+            let Some(buffers) = buffers.filter(|buffers| buffers.data_len() > 0) else {
+                // Of no use to anybody.
+                queue.add_used(mem, head, 0)?;
+                turn.signal = true;
+                continue;
             };
             match self.muxer.next() {
                 Some(Next::Packet(header)) => {
                     buffers.set_header(header);
                     queue.add_used(mem, head, Header::SIZE as u32)?;
-                    used = true;
+                    turn.signal = true;
                 }
-                Some(Next::Data(key, limit)) => used |= self.fill(mem, queue, (head, buffers), key, limit)?,
+                Some(Next::Data(key, limit)) => {
+                    turn.signal |= self.fill(mem, queue, (head, buffers), key, limit)?;
+                }
                 None => {
                     give_back(queue, 1);
+                    turn.more = false;
                     break;
                 }
             }
         }
-        Ok(used && queue.needs_notification(mem)?)
+        turn.signal = turn.signal && queue.needs_notification(mem)?;
+        Ok(turn)
     }
 
     /// The event queue is for snapshots (VIRTIO_VSOCK_EVENT_TRANSPORT_RESET): its buffers are kept until then.
@@ -133,21 +160,6 @@ impl VsockDevice {
     /// None so far.
     pub fn process_event<M: GuestMemory>(&mut self, _mem: &M, _queue: &mut Queue) -> Result<bool, Error> {
         Ok(false)
-    }
-
-    /// The driver's next usable buffer; unusable ones go back to it empty.
-    fn take<'m, M: GuestMemory>(
-        mem: &'m M,
-        queue: &mut Queue,
-    ) -> Result<Option<(u16, Buffers<'m, M>)>, Error> {
-        while let Some(chain) = pop(mem, queue)? {
-            let head = chain.head_index();
-            match Buffers::gather(mem, chain, Direction::ToGuest) {
-                Some(buffers) if buffers.data_len() > 0 => return Ok(Some((head, buffers))),
-                _ => queue.add_used(mem, head, 0)?,
-            }
-        }
-        Ok(None)
     }
 
     /// One turn of one connection: `first` and more buffers, filled by one read.
@@ -162,10 +174,10 @@ impl VsockDevice {
         let mut room = first.1.data_len();
         let (mut heads, mut chains) = (vec![first.0], vec![first.1]);
         while room < limit && heads.len() < BATCH {
-            // Not `take`: a buffer that is returned unusable could not be given back in order.
             let Some(chain) = pop(mem, queue)? else { break };
             let head = chain.head_index();
             let Some(buffers) = Buffers::gather(mem, chain, Direction::ToGuest) else {
+                // One that is returned unusable could not be given back in order.
                 give_back(queue, 1);
                 break;
             };

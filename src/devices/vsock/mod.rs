@@ -20,7 +20,7 @@ mod packet;
 #[cfg(test)]
 mod tests;
 
-pub use device::{QUEUE_SIZES, VsockDevice};
+pub use device::{QUEUE_SIZES, Turn, VsockDevice};
 
 /// What the guest, or the host's descriptors, made impossible.
 #[derive(Debug, thiserror::Error)]

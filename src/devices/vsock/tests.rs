@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -15,7 +17,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::connection::BUF_ALLOC;
 use super::packet::{Header, TYPE_STREAM, op, shutdown};
-use super::{Error, VsockDevice};
+use super::{Error, Turn, VsockDevice};
 use crate::hypervisor::vsock::receive_connection;
 
 const SIZE: u16 = 64;
@@ -619,4 +621,39 @@ proptest! {
         let _ = guest.device.process_tx(&guest.mem, &mut guest.tx.queue);
         let _ = guest.device.process_rx(&guest.mem, &mut guest.rx.queue);
     }
+}
+
+/// With a driver that makes chains available as fast as they are used, the device would otherwise have no end.
+#[test]
+fn a_turn_has_an_end() {
+    let mut guest = Guest::without_buffers();
+    let _stream = guest.dial(PORT);
+    guest.device.process_host_events().unwrap();
+    let mut bases = Vec::new();
+    for ring in [&mut guest.rx, &mut guest.tx] {
+        // No buffer of any use to the device: empty, and no packet.
+        ring.describe(&guest.mem, 0, Descriptor::new(0x8_0000, 0, WRITE, 0));
+        (0..SIZE).for_each(|_| ring.offer(&guest.mem, 0));
+        bases.push(ring.base);
+    }
+    let (mem, stop) = (guest.mem.clone(), Arc::new(AtomicBool::new(false)));
+    let over = Arc::clone(&stop);
+    let driver = std::thread::spawn(move || {
+        while !over.load(Ordering::Relaxed) {
+            for base in &bases {
+                let used: u16 = mem.read_obj(GuestAddress(base + 0x2002)).unwrap();
+                mem.write_obj(used.wrapping_add(SIZE), GuestAddress(base + 0x1002)).unwrap();
+            }
+        }
+    });
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut until_full = |process: &mut dyn FnMut(&mut Guest) -> Turn| {
+        while !process(&mut guest).more {
+            assert!(Instant::now() < deadline, "the driver has no turn itself");
+        }
+    };
+    until_full(&mut |guest| guest.device.process_tx(&guest.mem, &mut guest.tx.queue).unwrap());
+    until_full(&mut |guest| guest.device.process_rx(&guest.mem, &mut guest.rx.queue).unwrap());
+    stop.store(true, Ordering::Relaxed);
+    driver.join().unwrap();
 }

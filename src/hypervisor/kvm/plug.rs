@@ -24,7 +24,7 @@ use crate::devices::net::Net;
 use crate::devices::placeholder::Placeholder;
 use crate::devices::{EventLoop, Memory, VirtioDevice};
 use crate::hypervisor::{BLOCK_SLOTS, Block, GuestDevice, NETWORK_SLOTS, Nic, vsock::connect_plain};
-use crate::sys::fd;
+use crate::sys::{fd, text::printable};
 
 /// For an answer: the VMM may still be starting. Its end is noticed at once.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -95,7 +95,7 @@ pub fn memory(control: &Path, bytes: Option<u64>) -> io::Result<u64> {
 }
 
 fn ask(control: &Path, message: &Message, descriptors: &[BorrowedFd<'_>]) -> io::Result<u64> {
-    let mut socket = connect_plain(control)?;
+    let mut socket = connect_plain(control, TIMEOUT)?;
     socket.set_read_timeout(Some(TIMEOUT))?;
     socket.set_write_timeout(Some(TIMEOUT))?;
     fd::send_several(socket.as_fd(), &serde_json::to_vec(message)?, descriptors)?;
@@ -106,7 +106,7 @@ fn ask(control: &Path, message: &Message, descriptors: &[BorrowedFd<'_>]) -> io:
     };
     Read::take(&mut socket, MAX_MESSAGE as u64).read_to_string(&mut answer).map_err(late)?;
     let answer = answer.strip_suffix('\n').ok_or(io::ErrorKind::UnexpectedEof)?;
-    answer.parse().map_err(|_| io::Error::other(answer.to_owned()))
+    answer.parse().map_err(|_| io::Error::other(printable(answer, MAX_MESSAGE)))
 }
 
 /// What so many slots are filled with at boot.

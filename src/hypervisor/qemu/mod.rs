@@ -25,7 +25,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -223,7 +223,7 @@ fn start_vsockd(
 /// not accepted itself. Nobody else can connect afterwards.
 fn connected_listener(path: &Path) -> io::Result<(UnixListener, UnixStream)> {
     let listener = vsock::listen_unix(path)?;
-    let connection = vsock::connect_plain(path);
+    let connection = vsock::connect_plain(path, Duration::from_secs(1));
     fs::remove_file(path)?;
     Ok((listener, connection?))
 }

@@ -44,7 +44,7 @@ impl Monitor {
     /// # Errors
     /// What the socket says.
     pub fn connect(path: &Path) -> io::Result<Self> {
-        connect_plain(path).map(Self::new)
+        connect_plain(path, TIMEOUT).map(Self::new)
     }
 
     /// What the VM does; once only for a connection.

@@ -19,6 +19,7 @@ use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::devices::vsock::{Error, VsockDevice};
 use crate::jail::{self, Jail, Limits};
@@ -45,6 +46,8 @@ const THREADS: u64 = 3;
 const OPEN_FILES: u64 = 1100;
 /// Event number of the host's sockets; up to [`QUEUES`] they are the library's.
 const HOST: u16 = QUEUES as u16 + 1;
+/// Event number of what a turn has left in the queues.
+const AGAIN: u16 = HOST + 1;
 
 /// The verb; `args` is the sandbox's ID, for ps(1).
 pub fn main(_args: &[OsString]) -> ExitCode {
@@ -67,12 +70,16 @@ fn serve() -> anyhow::Result<()> {
     let sockets = device.epoll_fd().as_raw_fd();
     let memory = Memory::new(GuestMemoryMmap::new());
     let exit = new_event_consumer_and_notifier(EventFlag::CLOEXEC)?;
-    let backend = Backend { device: Some(device), memory: memory.clone(), exit: Mutex::new(Some(exit)) };
+    let again = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
+    let left = again.as_raw_fd();
+    let exit = Mutex::new(Some(exit));
+    let backend = Backend { device: Some(device), memory: memory.clone(), again, exit };
     let backend = Arc::new(Mutex::new(backend));
     let failed = |error: vhost_user_backend::Error| anyhow::anyhow!("vhost-user: {error}");
     let mut daemon = VhostUserDaemon::new("vsock".into(), backend, memory).map_err(failed)?;
     for worker in daemon.get_epoll_handlers() {
         worker.register_listener(sockets, EventSet::IN, u64::from(HOST))?;
+        worker.register_listener(left, EventSet::IN, u64::from(AGAIN))?;
     }
     daemon.start(&mut link.into()).map_err(failed)?;
     // However the connection ends, QEMU ended it, and the caller learns why from QEMU.
@@ -84,6 +91,8 @@ struct Backend {
     /// `None` once the guest has broken its queues: its connections are then closed, and no others taken.
     device: Option<VsockDevice>,
     memory: Memory,
+    /// Readable when a turn has left something in the queues.
+    again: EventFd,
     /// Ends the worker; taken by the library.
     exit: Mutex<Option<(EventConsumer, EventNotifier)>>,
 }
@@ -93,22 +102,32 @@ impl Backend {
     fn process(&mut self, event: u16, vrings: &[VringMutex]) -> Result<(), Error> {
         let Some(device) = &mut self.device else { return Ok(()) };
         let memory = self.memory.memory();
-        if event == HOST {
-            device.process_host_events()?;
-        } else if event == TX as u16 {
+        let mut more = false;
+        match event {
+            HOST => device.process_host_events()?,
+            // Non-blocking; it fails only when nothing was left.
+            AGAIN => drop(self.again.read()),
+            _ => {}
+        }
+        if event == TX as u16 || event == AGAIN {
             let mut ring = vrings[TX].get_mut();
-            if device.process_tx(&*memory, ring.get_queue_mut())? {
-                ring.signal_used_queue().map_err(Error::Watch)?;
+            if ring.is_enabled() && ring.get_queue().ready() {
+                let turn = device.process_tx(&*memory, ring.get_queue_mut())?;
+                more |= turn.more;
+                if turn.signal {
+                    ring.signal_used_queue().map_err(Error::Watch)?;
+                }
             }
         }
         let mut ring = vrings[RX].get_mut();
-        if ring.is_enabled()
-            && ring.get_queue().ready()
-            && device.process_rx(&*memory, ring.get_queue_mut())?
-        {
-            ring.signal_used_queue().map_err(Error::Watch)?;
+        if ring.is_enabled() && ring.get_queue().ready() {
+            let turn = device.process_rx(&*memory, ring.get_queue_mut())?;
+            more |= turn.more;
+            if turn.signal {
+                ring.signal_used_queue().map_err(Error::Watch)?;
+            }
         }
-        Ok(())
+        if more { self.again.write(1).map_err(Error::Watch) } else { Ok(()) }
     }
 }
 

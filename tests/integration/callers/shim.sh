@@ -143,6 +143,31 @@ unread() {
 }
 check shim::unread_output_ends_with_sigkill unread
 
+# A guest that does nothing any more: what is killed ends nevertheless, and its pod with it.
+printf '[agent]\ntimeout_ms = 2000\n' >"$work/impatient.toml"
+in_pod() {
+  ctr run -d --runtime $runtime --runtime-config-path "$work/impatient.toml" --annotation io.kubernetes.cri.container-type="$2" \
+    --annotation io.kubernetes.cri.sandbox-id=p --rootfs "$root" "$1" sleep 100000 && in_state "$1" RUNNING
+}
+stopped_vm() { kill -STOP "$(sed 's/.*"vm":{[^}]*"pid":\([0-9]*\).*/\1/' "/run/containerd/rt/$namespace/p/state.json")"; }
+# The others of the pod are not asked to pay for an exec.
+hung_exec() {
+  ctr task exec --exec-id h q sleep 1000 & local client=$!
+  within 30 sh -c "$ctr_ task ps q | wc -l | grep -qv '^[012]$'" && stopped_vm || return
+  ctr task kill --exec-id h -s SIGKILL q
+  within 120 sh -c "! kill -0 $client 2>/dev/null" || return
+  wait $client; [ $? -eq 137 ] && in_state p RUNNING && in_state q RUNNING
+}
+hung() {
+  within 60 ctr task kill -s SIGKILL q
+  within 120 in_state q STOPPED && within 10 in_state p STOPPED && ctr task delete q 2>&1 | grep -q 'exit code 137' || return
+  ctr task delete p; ctr container rm q p
+}
+check shim::pod in_pod p sandbox
+check shim::pod_is_joined in_pod q container
+check shim::exec_in_a_hung_guest_ends hung_exec
+check shim::hung_guest_is_ended_with_what_was_killed hung
+
 check shim::no_shim_is_left within 10 no_shim
 check shim::nothing_is_left no_processes_of "$work"
 end_containerd TERM
