@@ -7,7 +7,9 @@ use netlink_packet_core::Parseable;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
+};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
@@ -17,6 +19,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleMessage, RuleMessageBuffer};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::framing::Framing;
 use super::layout::{Address, Hop, Interface, Layout, Neighbour, Route, Rule};
 use super::netlink::{Existing, encode};
 
@@ -108,7 +111,9 @@ pub fn changes(old: &Layout, new: &Layout, indexes: &Indexes) -> Vec<Change> {
 impl Interface {
     /// But for addresses.
     fn is_like(&self, other: &Self) -> bool {
-        let own = |interface: &Self| (interface.name.clone(), interface.mac, interface.mtu, interface.arp);
+        let own = |interface: &Self| {
+            (interface.name.clone(), interface.mac, interface.framing, interface.mtu, interface.arp)
+        };
         own(self) == own(other)
     }
 
@@ -165,6 +170,13 @@ impl Plan<'_> {
             LinkAttribute::Address(interface.mac.to_vec()),
             LinkAttribute::Mtu(interface.mtu),
         ];
+        if interface.ipv6 {
+            // Of an address of rt's making no other is made.
+            let own = interface.framing == Framing::Ethernet;
+            let mode = if own { In6AddrGenMode::Eui64 } else { In6AddrGenMode::None };
+            let inet6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)]);
+            link.attributes.push(LinkAttribute::AfSpecUnspec(vec![inet6]));
+        }
         self.add(
             format!("set name, address and MTU of the guest's interface {}", interface.name),
             RouteNetlinkMessage::SetLink(link),
@@ -355,6 +367,7 @@ mod tests {
                 index: 7,
                 name: "eth0".into(),
                 mac: [2, 0, 0, 0, 0, 7],
+                framing: Framing::Ethernet,
                 mtu: 9000,
                 arp: true,
                 ipv6: true,

@@ -6,6 +6,7 @@
 //! Everything here speaks of the network namespace of the calling thread.
 
 mod changes;
+mod framing;
 mod layout;
 mod macvtap;
 mod namespace;

@@ -12,6 +12,8 @@ pub const LINK_CREATE: libc::c_int = 28;
 
 pub const LOAD_WORD: u8 = 0x61;
 pub const STORE_WORD: u8 = 0x62;
+pub const STORE_HALF: u8 = 0x6a;
+pub const STORE_HALF_OF: u8 = 0x6b;
 pub const COPY: u8 = 0xbf;
 pub const SET: u8 = 0xb7;
 pub const ADD: u8 = 0x07;
