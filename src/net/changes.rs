@@ -66,13 +66,14 @@ pub fn changes(old: &Layout, new: &Layout, indexes: &Indexes) -> Vec<Change> {
         }
         if now.is_none() {
             plan.down(interface);
+            plan.rename(interface, true);
         }
     }
     // A name may still be another new interface's, given by the guest's kernel in the order of plugging.
     let renamed =
         |interface: &&Interface| before(interface.index).is_none_or(|before| before.name != interface.name);
     for interface in new.interfaces.iter().filter(renamed) {
-        plan.rename(interface, format!("rt{}", interface.index));
+        plan.rename(interface, false);
     }
     for interface in &new.interfaces {
         let before = before(interface.index);
@@ -150,15 +151,17 @@ impl Plan<'_> {
         Some(link)
     }
 
-    fn rename(&mut self, interface: &Interface, name: String) {
+    /// Gives it a name that is nobody's.
+    fn rename(&mut self, interface: &Interface, gone: bool) {
         let Some(mut link) = self.link(interface) else { return };
         link.header.change_mask = LinkFlags::Up;
-        link.attributes = vec![LinkAttribute::IfName(name)];
-        self.add(
-            format!("name the guest's interface {}", interface.name),
-            RouteNetlinkMessage::SetLink(link),
-            Existing::Change,
-        );
+        link.attributes = vec![LinkAttribute::IfName(format!("rt{}", link.header.index))];
+        let message = RouteNetlinkMessage::SetLink(link);
+        if gone {
+            self.remove(format!("take the guest's interface {} its name", interface.name), message);
+        } else {
+            self.add(format!("name the guest's interface {}", interface.name), message, Existing::Change);
+        }
     }
 
     fn set_up(&mut self, interface: &Interface) {
@@ -500,8 +503,8 @@ mod tests {
     #[test]
     fn an_interface_that_is_gone_is_taken_down() {
         let words = words(&layout(), &Layout::default());
-        assert_eq!(words.last().expect("changes"), "bring the guest's interface eth0 down");
-        assert_eq!(words.len(), 7);
+        let last = ["bring the guest's interface eth0 down", "take the guest's interface eth0 its name"];
+        assert_eq!(words[6..], last);
     }
 
     #[test]

@@ -113,6 +113,8 @@ pub struct Neighbour {
 #[derive(Debug, Default)]
 pub struct Found {
     pub layout: Layout,
+    /// The index of every interface, those that are down among them.
+    pub present: Vec<u32>,
     /// Interfaces that are up and that no virtual machine can have, by index, each with an [`Error::Carry`].
     pub refused: Vec<(u32, Error)>,
 }
@@ -163,10 +165,10 @@ fn collect(
     routes: Vec<RouteNetlinkMessage>,
     neighbours: Vec<RouteNetlinkMessage>,
 ) -> Found {
-    let Found { mut layout, mut refused } = Found::default();
-    let indexes: Vec<u32> = links.iter().filter_map(|link| Some(as_link(link)?.header.index)).collect();
+    let Found { mut layout, mut refused, .. } = Found::default();
+    let present: Vec<u32> = links.iter().filter_map(|link| Some(as_link(link)?.header.index)).collect();
     for link in links.iter().filter_map(as_link) {
-        match interface(link, &indexes) {
+        match interface(link, &present) {
             Ok(interface) => layout.interfaces.extend(interface),
             Err(error) => refused.push((link.header.index, error)),
         }
@@ -198,7 +200,7 @@ fn collect(
         })
         .filter(|neighbour| known(&neighbour.interface))
         .collect();
-    Found { layout, refused }
+    Found { layout, present, refused }
 }
 
 fn as_link(message: &RouteNetlinkMessage) -> Option<&LinkMessage> {
@@ -547,9 +549,11 @@ mod tests {
         let ethernet = [2, 4].map(|index| link(index, &format!("eth{index}"), LinkFlags::Up, vec![]));
         let links = [infiniband].into_iter().chain(ethernet).map(RouteNetlinkMessage::NewLink);
         let routes = [&[2][..], &[3], &[2, 3], &[2, 4], &[4]].map(through);
-        let Found { mut layout, refused } = collect(links.collect(), Vec::new(), routes.into(), Vec::new());
+        let Found { mut layout, refused, present } =
+            collect(links.collect(), Vec::new(), routes.into(), Vec::new());
         let [(3, error)] = &refused[..] else { panic!("{refused:?}") };
         assert!(error.to_string().contains("ib0"), "{error}");
+        assert_eq!(present, [3, 2, 4]);
         let ways = |layout: &Layout| -> Vec<Vec<u32>> {
             let hops = |route: &Route| route.hops.iter().map(|hop| hop.interface).collect();
             layout.routes.iter().map(hops).collect()

@@ -4,6 +4,8 @@
 //! (tc-mirred(8)), or, where the interface's frames are no guest's, a program that makes them so ([`framing`]). The namespace's
 //! own stack then sees no frame: the guest has the addresses. The TAP device and all that is tied to it are gone with its descriptors; the
 //! interface's qdisc is not, and has to be removed ([`untie`]).
+//!
+//! A TAP device has its interface's number in its name. One whose interface is gone can be tied to another ([`tie_again`]).
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -78,6 +80,28 @@ pub fn tie(interface: &Interface, queues: usize) -> Result<Vec<OwnedFd>, Error> 
     Ok(taps)
 }
 
+/// Ties the TAP device of the interface that had the number `former`, and is gone, to this one. It has this one's name when all is done.
+///
+/// # Errors
+/// [`Error::Tie`]; it is tied to nothing then.
+pub fn tie_again(interface: &Interface, former: u32) -> Result<(), Error> {
+    let name = tap_name(interface.index);
+    let tap = find(&tap_name(former)).or_else(|_| find(&name));
+    let tap = tap.map_err(failed(interface, "find the TAP device of one that is gone"))?;
+    let mut netlink = Netlink::open().map_err(failed(interface, "speak to the kernel"))?;
+    match remove_ingress(&mut netlink, tap) {
+        Err(error) if !is_missing(&error) => {
+            return Err(failed(interface, "remove the redirection of one that is gone")(error));
+        }
+        _ => {}
+    }
+    couple(&mut netlink, interface, tap)?;
+    rename(&mut netlink, tap, name)
+        .and_then(|()| bring_up(&mut netlink, tap, interface.mtu, LinkFlags::Up))
+        .map_err(failed(interface, "give it the TAP device of one that is gone"))
+        .inspect_err(|_| drop(remove_ingress(&mut netlink, interface.index)))
+}
+
 fn failed(interface: &Interface, what: &'static str) -> impl FnOnce(io::Error) -> Error {
     let interface = interface.name.clone();
     move |source| Error::Tie { interface, what, source }
@@ -85,6 +109,17 @@ fn failed(interface: &Interface, what: &'static str) -> impl FnOnce(io::Error) -
 
 fn find(name: &str) -> io::Result<u32> {
     Ok(if_nametoindex(name)?)
+}
+
+/// It is down then: not every kernel renames what is up.
+fn rename(netlink: &mut Netlink, index: u32, name: String) -> io::Result<()> {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    link.header.change_mask = LinkFlags::Up;
+    netlink.request(RouteNetlinkMessage::SetLink(link.clone()), Existing::Change)?;
+    link.header.change_mask = LinkFlags::empty();
+    link.attributes = vec![LinkAttribute::IfName(name)];
+    netlink.request(RouteNetlinkMessage::SetLink(link), Existing::Change)
 }
 
 /// Each one's frames leave by the other.

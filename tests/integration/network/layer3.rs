@@ -3,7 +3,7 @@
 use netlink_packet_route::link::NetkitMode;
 
 use super::netns::{Netns, Pair, in_namespace};
-use super::plugging::has_netkit;
+use super::plugging::{becomes, has_netkit};
 use super::shows;
 use super::traffic::{self, Client, GUEST};
 use super::tun::{Wire, tun};
@@ -90,6 +90,37 @@ fn a_tun_device_carries_everything() {
     drop(wire);
     let left = pod.ip("-br link");
     assert!(!left.contains("rttap"), "{left}");
+}
+
+/// Between Ethernet interfaces, and one after the other on the same device of the machine.
+#[test]
+fn a_tun_device_comes_and_goes() {
+    let pair = Pair::new("");
+    let bundle = super::serving_bundle(&pair);
+    let container = bundle.run_detached(&[]);
+    container.wrote("serving");
+    for round in 1..=2 {
+        let (one, other) = (tun(&pair.pod, "tun0"), tun(&pair.peer, "tun0"));
+        for (end, last) in [(&pair.pod, 2), (&pair.peer, 1)] {
+            end.ip(&format!("addr add 10.8.{round}.{last}/24 dev tun0"));
+            end.ip("link set tun0 up");
+        }
+        let wire = Wire::between(one, other);
+        becomes(&container, "ip addr show dev tun0", &format!("10.8.{round}.2/24"), true);
+        pair.peer.within(|| Client::new(&format!("10.8.{round}.2")).echo(b"hello"));
+        drop(wire);
+        becomes(&container, "ip link show", "tun0", false);
+        pair.connect("eth1", round, "");
+        becomes(&container, "ip addr show dev eth1", &format!("10.9.{round}.2/24"), true);
+        pair.peer.within(|| Client::new(&format!("10.9.{round}.2")).echo(b"hello"));
+        pair.peer.within(|| Client::new(&format!("fd09:{round}::2")).echo(b"hello"));
+        pair.peer.ip("link del eth1");
+        becomes(&container, "ip link show", "eth1", false);
+    }
+    let slots: Vec<_> = container.record()["network"]["links"].as_array().expect("links").clone();
+    assert_eq!(slots.len(), 2, "{slots:?}");
+    drop(container);
+    pair.is_clean();
 }
 
 #[test]

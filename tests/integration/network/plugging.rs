@@ -11,6 +11,8 @@ use netlink_packet_route::link::{
 };
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::shell::{Bundle, Container, host, patience, skipped};
 
@@ -95,6 +97,53 @@ pub fn becomes(container: &Container<'_>, script: &str, word: &str, there: bool)
         }
         assert!(Instant::now() < deadline, "{word:?} there: {}\n{ended}", !there);
     }
+}
+
+/// As `docker network connect` and `disconnect` do, oftener than the machine has slots: by a name of its own each time, and by the same one.
+#[test]
+fn interfaces_come_and_go_as_often_as_they_like() {
+    let pair = Pair::new("");
+    let bundle = serving_bundle(&pair);
+    let container = bundle.run_detached(&[]);
+    container.wrote("serving");
+    for net in 1..=10 {
+        let name = if net > 5 { "again".into() } else { format!("eth{net}") };
+        pair.connect(&name, net, if net % 2 == 0 { "mtu 1400" } else { "" });
+        becomes(&container, &format!("ip addr show dev {name}"), &format!("fd09:{net}::2/64"), true);
+        let mac = pair.pod.run(&format!("cat /sys/class/net/{name}/address /sys/class/net/{name}/mtu"));
+        let seen = container.sh(&format!("cat /sys/class/net/{name}/address /sys/class/net/{name}/mtu"));
+        assert_eq!(seen.text().trim(), mac.trim());
+        pair.peer.within(|| {
+            Client::new(&format!("10.9.{net}.2")).sends(1 << 20);
+            Client::new(&format!("fd09:{net}::2")).echo(b"hello");
+        });
+        pair.peer.ip(&format!("link del {name}"));
+        becomes(&container, "ip link show", &name, false);
+    }
+    // Without a rest between, of all but one.
+    for net in 1..=7 {
+        pair.connect(&format!("eth{net}"), net, "");
+    }
+    becomes(&container, "ip addr show dev eth7", "fd09:7::2/64", true);
+    pair.pod.run("for net in 1 2 3 4 5 6; do ip link del eth$net; done");
+    for net in 11..=16 {
+        pair.connect(&format!("eth{}", net - 10), net, "");
+    }
+    for net in 11..=16 {
+        let name = format!("eth{}", net - 10);
+        becomes(&container, &format!("ip addr show dev {name}"), &format!("fd09:{net}::2/64"), true);
+        // These and the kernel's own, and none of the former interface.
+        becomes(&container, &format!("ip addr show dev {name} | grep -c inet"), "3", true);
+        pair.peer.within(|| Client::new(&format!("10.9.{net}.2")).echo(b"hello"));
+    }
+    let links = container.sh("ip link show").text();
+    assert!(!links.contains("DOWN"), "{links}");
+    pair.peer.within(|| Client::new("10.9.0.2").echo(b"still here"));
+    // Of those that came later nothing is left either.
+    kill(Pid::from_raw(container.pid()), Signal::SIGKILL).expect("it is there");
+    container.reaches("stopped");
+    container.rt(&["delete"]).says(&[]);
+    pair.is_clean();
 }
 
 /// The guest's kernel drops routes, IPv6 addresses and neighbours with a link that is taken down for its new name.
