@@ -2,7 +2,7 @@
 //! harm: it proves so of each before it loads it.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 // linux/bpf.h
 pub const MAP_CREATE: libc::c_int = 0;
@@ -94,4 +94,20 @@ pub(super) fn command<T>(number: libc::c_int, attributes: &T) -> io::Result<libc
     // caller that live until it returns.
     let result = unsafe { libc::syscall(libc::SYS_bpf, number, &raw const *attributes, size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Attaches a program of the older kind (Documentation/networking/filter.rst) to a socket, which from then on is given only what the program
+/// returns a length for.
+///
+/// # Errors
+/// What setsockopt(2) says: EINVAL for what is no program.
+pub fn attach_filter(socket: BorrowedFd<'_>, program: &[libc::sock_filter]) -> io::Result<()> {
+    // The kernel only reads it.
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
+    let size = size_of_val(&filter) as libc::socklen_t;
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER);
+    // SAFETY: the kernel reads a sock_fprog, and as many instructions of the caller's as it says.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const filter).cast(), size) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

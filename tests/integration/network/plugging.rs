@@ -99,6 +99,28 @@ pub fn becomes(container: &Container<'_>, script: &str, word: &str, there: bool)
     }
 }
 
+/// A neighbour alone is news, when it is entered and when it is deleted.
+#[test]
+fn what_changes_of_neighbours_changes_in_the_guest() {
+    let pair = Pair::new("");
+    let bundle = serving_bundle(&pair);
+    let container = bundle.run_detached(&[]);
+    container.wrote("serving");
+    for family in ["10.9.0.77", "fd09::77"] {
+        let becomes =
+            |word: &str, there| becomes(&container, &format!("ip neigh show {family}"), word, there);
+        pair.pod.ip(&format!("neigh replace {family} lladdr 02:00:00:00:00:77 dev eth0 nud permanent"));
+        becomes("02:00:00:00:00:77", true);
+        pair.pod.ip(&format!("neigh replace {family} lladdr 02:00:00:00:00:78 dev eth0 nud permanent"));
+        becomes("02:00:00:00:00:78", true);
+        pair.pod.ip(&format!("neigh del {family} dev eth0"));
+        becomes("PERM", false);
+    }
+    pair.peer.within(|| Client::new("10.9.0.2").echo(b"still here"));
+    drop(container);
+    pair.is_clean();
+}
+
 /// As `docker network connect` and `disconnect` do, oftener than the machine has slots: by a name of its own each time, and by the same one.
 #[test]
 fn interfaces_come_and_go_as_often_as_they_like() {
