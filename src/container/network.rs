@@ -4,7 +4,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -23,6 +23,8 @@ use crate::sandbox::network::{Error as NetworkError, Misfit, Network};
 
 /// Changes come in bursts: what makes an interface takes several steps. So long after the last one they are looked at.
 const SETTLED: Duration = Duration::from_millis(30);
+/// So long after the first one they are looked at in any case.
+const AT_LATEST: Duration = Duration::from_millis(500);
 
 /// The network namespace that a container is to have.
 #[derive(Debug)]
@@ -222,7 +224,7 @@ impl Watcher {
         let stop = stop.map_err(|errno| system("make an eventfd")(errno.into()))?;
         let until = Arc::clone(&stop);
         let work = move || {
-            while wait(&events, &until) {
+            while wait(&events, || events.drain(), &until) {
                 match look() {
                     // Deleted meanwhile.
                     Err(Error::State(StateError::Missing(_))) => return,
@@ -253,30 +255,63 @@ fn catch_up(store: &Store, id: &str, agent: &Agent) -> Result<(), Error> {
     if record.status() == Status::Stopped {
         return Ok(());
     }
+    let before = record.network.clone();
     sync(&state, &mut record, agent, Misfit::LeaveOut(id))?;
-    Ok(state.write(&record)?)
+    if record.network != before {
+        state.write(&record)?;
+    }
+    Ok(())
 }
 
-/// Waits until something has changed and no more does; false when it is time to end.
-fn wait(events: &Events, stop: &EventFd) -> bool {
-    let mut changed = false;
+/// Waits until something has changed and no more does, or for [`AT_LATEST`]; false when it is time to end.
+fn wait(events: &impl AsFd, drain: impl Fn(), stop: &EventFd) -> bool {
+    let mut first = None;
     loop {
-        let timeout = if changed {
-            PollTimeout::try_from(SETTLED).unwrap_or(PollTimeout::ZERO)
-        } else {
-            PollTimeout::NONE
-        };
+        let left = first.map(|first: Instant| AT_LATEST.saturating_sub(first.elapsed()).min(SETTLED));
+        let timeout =
+            left.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO));
         let mut fds =
             [PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(events.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, timeout) {
             Ok(0) => return true,
             Ok(_) if fds[0].any() == Some(true) => return false,
             Ok(_) => {
-                events.drain();
-                changed = true;
+                drain();
+                if left == Some(Duration::ZERO) {
+                    return true;
+                }
+                first.get_or_insert_with(Instant::now);
             }
             Err(Errno::EINTR) => {}
             Err(_) => return false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn changes_that_never_pause_are_looked_at() {
+        let restless = EventFd::from_value(1).expect("an eventfd");
+        let stop = EventFd::new().expect("an eventfd");
+        let (sender, looked) = mpsc::channel();
+        // Left behind where it waits for ever.
+        thread::spawn(move || {
+            sender.send(wait(&restless, || thread::sleep(Duration::from_millis(1)), &stop))
+        });
+        assert_eq!(looked.recv_timeout(Duration::from_secs(30)), Ok(true));
+    }
+
+    #[test]
+    fn what_has_settled_is_looked_at_and_an_end_is_one() {
+        let (events, stop) = (EventFd::new().expect("an eventfd"), EventFd::new().expect("an eventfd"));
+        events.write(1).expect("something changes");
+        assert!(wait(&events, || assert_eq!(events.read(), Ok(1)), &stop));
+        stop.write(1).expect("told");
+        assert!(!wait(&events, || (), &stop));
     }
 }

@@ -7,7 +7,9 @@ use netlink_packet_core::Parseable;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
+};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
@@ -17,6 +19,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleMessage, RuleMessageBuffer};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::framing::Framing;
 use super::layout::{Address, Hop, Interface, Layout, Neighbour, Route, Rule};
 use super::netlink::{Existing, encode};
 
@@ -63,13 +66,14 @@ pub fn changes(old: &Layout, new: &Layout, indexes: &Indexes) -> Vec<Change> {
         }
         if now.is_none() {
             plan.down(interface);
+            plan.rename(interface, true);
         }
     }
     // A name may still be another new interface's, given by the guest's kernel in the order of plugging.
     let renamed =
         |interface: &&Interface| before(interface.index).is_none_or(|before| before.name != interface.name);
     for interface in new.interfaces.iter().filter(renamed) {
-        plan.rename(interface, format!("rt{}", interface.index));
+        plan.rename(interface, false);
     }
     for interface in &new.interfaces {
         let before = before(interface.index);
@@ -108,7 +112,9 @@ pub fn changes(old: &Layout, new: &Layout, indexes: &Indexes) -> Vec<Change> {
 impl Interface {
     /// But for addresses.
     fn is_like(&self, other: &Self) -> bool {
-        let own = |interface: &Self| (interface.name.clone(), interface.mac, interface.mtu, interface.arp);
+        let own = |interface: &Self| {
+            (interface.name.clone(), interface.mac, interface.framing, interface.mtu, interface.arp)
+        };
         own(self) == own(other)
     }
 
@@ -145,15 +151,17 @@ impl Plan<'_> {
         Some(link)
     }
 
-    fn rename(&mut self, interface: &Interface, name: String) {
+    /// Gives it a name that is nobody's.
+    fn rename(&mut self, interface: &Interface, gone: bool) {
         let Some(mut link) = self.link(interface) else { return };
         link.header.change_mask = LinkFlags::Up;
-        link.attributes = vec![LinkAttribute::IfName(name)];
-        self.add(
-            format!("name the guest's interface {}", interface.name),
-            RouteNetlinkMessage::SetLink(link),
-            Existing::Change,
-        );
+        link.attributes = vec![LinkAttribute::IfName(format!("rt{}", link.header.index))];
+        let message = RouteNetlinkMessage::SetLink(link);
+        if gone {
+            self.remove(format!("take the guest's interface {} its name", interface.name), message);
+        } else {
+            self.add(format!("name the guest's interface {}", interface.name), message, Existing::Change);
+        }
     }
 
     fn set_up(&mut self, interface: &Interface) {
@@ -165,6 +173,13 @@ impl Plan<'_> {
             LinkAttribute::Address(interface.mac.to_vec()),
             LinkAttribute::Mtu(interface.mtu),
         ];
+        if interface.ipv6 {
+            // Of an address of rt's making no other is made.
+            let own = interface.framing == Framing::Ethernet;
+            let mode = if own { In6AddrGenMode::Eui64 } else { In6AddrGenMode::None };
+            let inet6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)]);
+            link.attributes.push(LinkAttribute::AfSpecUnspec(vec![inet6]));
+        }
         self.add(
             format!("set name, address and MTU of the guest's interface {}", interface.name),
             RouteNetlinkMessage::SetLink(link),
@@ -355,6 +370,7 @@ mod tests {
                 index: 7,
                 name: "eth0".into(),
                 mac: [2, 0, 0, 0, 0, 7],
+                framing: Framing::Ethernet,
                 mtu: 9000,
                 arp: true,
                 ipv6: true,
@@ -487,8 +503,8 @@ mod tests {
     #[test]
     fn an_interface_that_is_gone_is_taken_down() {
         let words = words(&layout(), &Layout::default());
-        assert_eq!(words.last().expect("changes"), "bring the guest's interface eth0 down");
-        assert_eq!(words.len(), 7);
+        let last = ["bring the guest's interface eth0 down", "take the guest's interface eth0 its name"];
+        assert_eq!(words[6..], last);
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use netlink_packet_core::Emitable;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, InfoData, InfoIpVlan, InfoKind, IpVlanMode, LinkAttribute, LinkFlags,
+    LinkInfo, LinkLayerType, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -20,6 +21,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use super::framing::{self, Framing};
 use super::netlink::Netlink;
 
 /// Names of rt's own TAP and macvtap devices start so.
@@ -41,12 +43,15 @@ pub struct Layout {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule(pub Vec<u8>);
 
-/// An Ethernet interface that is up.
+/// An interface that is up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
     pub index: u32,
     pub name: String,
+    /// In the guest; its own where it has one that a guest's can have.
     pub mac: [u8; 6],
+    #[serde(default)]
+    pub framing: Framing,
     pub mtu: u32,
     /// It resolves addresses; netkit, for one, may not.
     pub arp: bool,
@@ -108,6 +113,8 @@ pub struct Neighbour {
 #[derive(Debug, Default)]
 pub struct Found {
     pub layout: Layout,
+    /// The index of every interface, those that are down among them.
+    pub present: Vec<u32>,
     /// Interfaces that are up and that no virtual machine can have, by index, each with an [`Error::Carry`].
     pub refused: Vec<(u32, Error)>,
 }
@@ -158,10 +165,10 @@ fn collect(
     routes: Vec<RouteNetlinkMessage>,
     neighbours: Vec<RouteNetlinkMessage>,
 ) -> Found {
-    let Found { mut layout, mut refused } = Found::default();
-    let indexes: Vec<u32> = links.iter().filter_map(|link| Some(as_link(link)?.header.index)).collect();
+    let Found { mut layout, mut refused, .. } = Found::default();
+    let present: Vec<u32> = links.iter().filter_map(|link| Some(as_link(link)?.header.index)).collect();
     for link in links.iter().filter_map(as_link) {
-        match interface(link, &indexes) {
+        match interface(link, &present) {
             Ok(interface) => layout.interfaces.extend(interface),
             Err(error) => refused.push((link.header.index, error)),
         }
@@ -193,7 +200,7 @@ fn collect(
         })
         .filter(|neighbour| known(&neighbour.interface))
         .collect();
-    Found { layout, refused }
+    Found { layout, present, refused }
 }
 
 fn as_link(message: &RouteNetlinkMessage) -> Option<&LinkMessage> {
@@ -204,11 +211,11 @@ fn as_link(message: &RouteNetlinkMessage) -> Option<&LinkMessage> {
 }
 
 /// `None` for what a container does not miss: the loopback, what is down, rt's own, and what lies on top of
-/// another interface of the same namespace, whose frames the guest gets already.
+/// another interface of the same namespace, or is a tunnel through it: those frames the guest gets already.
 fn interface(link: &LinkMessage, here: &[u32]) -> Result<Option<Interface>, Error> {
     let flags = link.header.flags;
     let (mut name, mut mac, mut mtu, mut lower, mut abroad) = (String::new(), None, 0, None, false);
-    let (mut kind, mut ipv6, mut enslaved) = (None, false, false);
+    let (mut kind, mut ipv6, mut enslaved, mut l3s) = (None, false, false, false);
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name.clone_from(text),
@@ -218,10 +225,15 @@ fn interface(link: &LinkMessage, here: &[u32]) -> Result<Option<Interface>, Erro
             LinkAttribute::LinkNetNsId(_) => abroad = true,
             LinkAttribute::Controller(_) => enslaved = true,
             LinkAttribute::LinkInfo(infos) => {
-                kind = infos.iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind.clone()),
-                    _ => None,
-                });
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(name) => kind = Some(name.clone()),
+                        LinkInfo::Data(InfoData::IpVlan(data)) => {
+                            l3s = data.contains(&InfoIpVlan::Mode(IpVlanMode::L3S));
+                        }
+                        _ => {}
+                    }
+                }
             }
             LinkAttribute::AfSpecUnspec(families) => ipv6 = families.iter().any(speaks_ipv6),
             _ => {}
@@ -231,30 +243,49 @@ fn interface(link: &LinkMessage, here: &[u32]) -> Result<Option<Interface>, Erro
     if skipped || name.starts_with(TAP_PREFIX) {
         return Ok(None);
     }
-    let on_top = lower.is_some_and(|lower| !abroad && here.contains(&lower));
+    let layer = link.header.link_layer_type;
+    let on_top = !abroad && (is_tunnel(layer) || lower.is_some_and(|lower| here.contains(&lower)));
     if on_top && kind != Some(InfoKind::Veth) {
         tracing::warn!(
             "{name} lies on another interface of its network namespace and is left to the container to make"
         );
         return Ok(None);
     }
+    let index = link.header.index;
     let refuse = |reason: String| Error::Carry { interface: name.clone(), reason };
-    if link.header.link_layer_type != LinkLayerType::Ether {
-        return Err(refuse(format!(
-            "it is no Ethernet interface ({:?}), and a virtual machine has no other",
-            link.header.link_layer_type
-        )));
-    }
-    let mac = mac.ok_or_else(|| refuse("it has no Ethernet address".into()))?;
-    if mac == [0; 6] {
+    if l3s {
         return Err(refuse(
-            "its Ethernet address is zeros, which no virtual machine's can be: a netkit device in layer 3 mode has that; make it with \
-             `mode l2`"
-                .into(),
+            "it is ipvlan in mode l3s, whose packets come past traffic control; make it with `mode l2` or `mode l3`".into(),
         ));
     }
-    let arp = !flags.contains(LinkFlags::Noarp);
-    Ok(Some(Interface { index: link.header.index, name, mac, mtu, arp, ipv6, addresses: Vec::new() }))
+    let (mac, framing) = as_ethernet(layer, index, mac).map_err(refuse)?;
+    let arp = framing == Framing::Ethernet && !flags.contains(LinkFlags::Noarp);
+    Ok(Some(Interface { index, name, mac, framing, mtu, arp, ipv6, addresses: Vec::new() }))
+}
+
+fn is_tunnel(layer: LinkLayerType) -> bool {
+    matches!(
+        layer,
+        LinkLayerType::Tunnel
+            | LinkLayerType::Tunnel6
+            | LinkLayerType::Sit
+            | LinkLayerType::Ipgre
+            | LinkLayerType::Ip6gre
+    )
+}
+
+/// The address of the guest's interface, and what makes frames for it; or why it can have none.
+fn as_ethernet(layer: LinkLayerType, index: u32, mac: Option<[u8; 6]>) -> Result<([u8; 6], Framing), String> {
+    match (layer, mac) {
+        (LinkLayerType::Ether, None) => Err("it has no Ethernet address".into()),
+        (LinkLayerType::Ether, Some([0, 0, 0, 0, 0, 0])) => Ok((framing::address(index), Framing::Blank)),
+        (LinkLayerType::Ether, Some(mac)) => Ok((mac, Framing::Ethernet)),
+        (LinkLayerType::None | LinkLayerType::Rawip, _) => Ok((framing::address(index), Framing::Bare)),
+        (layer, _) if is_tunnel(layer) => Ok((framing::address(index), Framing::Bare)),
+        (other, _) => Err(format!(
+            "its link layer is {other}, and a virtual machine has Ethernet interfaces; of others rt takes those that carry IP packets alone"
+        )),
+    }
 }
 
 fn speaks_ipv6(family: &AfSpecUnspec) -> bool {
@@ -467,14 +498,29 @@ mod tests {
 
     #[test]
     fn what_no_machine_can_have_is_refused() {
-        let mut tunnel = link(3, "wg0", LinkFlags::Up, vec![]);
-        tunnel.header.link_layer_type = LinkLayerType::None;
-        let error = interface(&tunnel, &[]).expect_err("refused").to_string();
-        assert!(error.contains("wg0") && error.contains("no Ethernet"), "{error}");
+        let mut infiniband = link(3, "ib0", LinkFlags::Up, vec![]);
+        infiniband.header.link_layer_type = LinkLayerType::Infiniband;
+        let error = interface(&infiniband, &[]).expect_err("refused").to_string();
+        assert!(error.contains("ib0") && error.contains("INFINIBAND"), "{error}");
+    }
+
+    #[test]
+    fn what_carries_ip_alone_is_given_an_ethernet_address() {
+        let found = |link: &LinkMessage| interface(link, &[1, 3]).expect("no error");
+        let seen = |link: &LinkMessage| found(link).map(|one| (one.mac, one.framing, one.arp));
+        let mac = [0x02, b'r', 0, 0, 0, 3];
         let mut netkit = link(3, "nk0", LinkFlags::Up, vec![]);
         netkit.attributes[1] = LinkAttribute::Address(vec![0; 6]);
-        let error = interface(&netkit, &[]).expect_err("refused").to_string();
-        assert!(error.contains("nk0") && error.contains("mode l2"), "{error}");
+        assert_eq!(seen(&netkit), Some((mac, Framing::Blank, false)));
+        let mut tun = link(3, "tun0", LinkFlags::Up, vec![]);
+        tun.header.link_layer_type = LinkLayerType::None;
+        assert_eq!(seen(&tun), Some((mac, Framing::Bare, false)));
+        // Of tunnels those whose other end is not behind an interface of the guest's.
+        let mut tunnel = link(3, "sit1", LinkFlags::Up, vec![]);
+        tunnel.header.link_layer_type = LinkLayerType::Sit;
+        assert_eq!(seen(&tunnel), None);
+        tunnel.attributes.push(LinkAttribute::LinkNetNsId(0));
+        assert_eq!(seen(&tunnel), Some((mac, Framing::Bare, false)));
     }
 
     /// A route to 192.0.2.0/24 through these interfaces.
@@ -498,14 +544,16 @@ mod tests {
     /// One interface that no machine can have is no reason to see nothing of the others.
     #[test]
     fn what_is_refused_stands_beside_the_rest() {
-        let mut tunnel = link(3, "tun0", LinkFlags::Up, vec![]);
-        tunnel.header.link_layer_type = LinkLayerType::None;
+        let mut infiniband = link(3, "ib0", LinkFlags::Up, vec![]);
+        infiniband.header.link_layer_type = LinkLayerType::Infiniband;
         let ethernet = [2, 4].map(|index| link(index, &format!("eth{index}"), LinkFlags::Up, vec![]));
-        let links = [tunnel].into_iter().chain(ethernet).map(RouteNetlinkMessage::NewLink);
+        let links = [infiniband].into_iter().chain(ethernet).map(RouteNetlinkMessage::NewLink);
         let routes = [&[2][..], &[3], &[2, 3], &[2, 4], &[4]].map(through);
-        let Found { mut layout, refused } = collect(links.collect(), Vec::new(), routes.into(), Vec::new());
+        let Found { mut layout, refused, present } =
+            collect(links.collect(), Vec::new(), routes.into(), Vec::new());
         let [(3, error)] = &refused[..] else { panic!("{refused:?}") };
-        assert!(error.to_string().contains("tun0"), "{error}");
+        assert!(error.to_string().contains("ib0"), "{error}");
+        assert_eq!(present, [3, 2, 4]);
         let ways = |layout: &Layout| -> Vec<Vec<u32>> {
             let hops = |route: &Route| route.hops.iter().map(|hop| hop.interface).collect();
             layout.routes.iter().map(hops).collect()

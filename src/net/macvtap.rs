@@ -18,6 +18,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknodat};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use super::framing::Framing;
 use super::layout::{Interface, TAP_PREFIX};
 use super::netlink::{Existing, Netlink};
 use super::redirect::bring_up;
@@ -42,8 +43,17 @@ impl Macvtap {
     /// Makes it on top of the interface, and gives its queues.
     ///
     /// # Errors
-    /// [`Error::Tie`]; it is not left then.
+    /// [`Error::Tie`], [`Error::Carry`]; it is not left then.
     pub fn make(&self, interface: &Interface, queues: usize) -> Result<Vec<OwnedFd>, Error> {
+        if interface.framing != Framing::Ethernet {
+            return Err(Error::Carry {
+                interface: interface.name.clone(),
+                reason:
+                    "its packets have no Ethernet header of their own, and no macvtap device can lie on it: \
+                         network.model = \"tcfilter\" takes it"
+                        .into(),
+            });
+        }
         let failed = |what| failed(&interface.name, what);
         let mut netlink = Netlink::open().map_err(failed("speak to the kernel"))?;
         netlink

@@ -1,11 +1,12 @@
 //! The network of a sandbox, as far as the host goes: its network namespace ([`Namespace`]), what is in it ([`scan`]), and how
-//! frames get from an interface there to a TAP device and back ([`tie`], [`untie`]), or to a macvtap device ([`Macvtap`]). Also what a guest's kernel is to be asked so
+//! frames get from an interface there to a TAP device and back ([`tie`], [`tie_again`], [`untie`]), or to a macvtap device ([`Macvtap`]). Also what a guest's kernel is to be asked so
 //! that it looks like the namespace ([`changes`]).
 //!
 //! Knows neither virtual machines nor the agent: the sandbox hands the TAP devices to the one and the requests to the other.
 //! Everything here speaks of the network namespace of the calling thread.
 
 mod changes;
+mod framing;
 mod layout;
 mod macvtap;
 mod namespace;
@@ -22,7 +23,7 @@ pub use changes::{Change, Indexes, changes};
 pub use layout::{Found, Interface, Layout, scan};
 pub use macvtap::Macvtap;
 pub use namespace::{Namespace, Wanted, is_same, make};
-pub use redirect::{check, tie, untie};
+pub use redirect::{check, tie, tie_again, untie};
 pub use traffic::{Traffic, traffic};
 pub use vhost::open_vhost;
 pub use watch::Events;

@@ -1,23 +1,27 @@
 //! A TAP device beside an interface, and what ties the two: whatever arrives at one leaves by the other.
 //!
-//! At each of the two an ingress qdisc with one filter, u32 that matches every frame, whose action is mirred's redirect
-//! (tc-mirred(8)). The namespace's own stack then sees no frame: the guest has the addresses. The TAP device and all that is tied to it
-//! are gone with its descriptors; the interface's qdisc is not, and has to be removed ([`untie`]).
+//! At each of the two an ingress qdisc with one filter: u32 that matches every frame, whose action is mirred's redirect
+//! (tc-mirred(8)), or, where the interface's frames are no guest's, a program that makes them so ([`framing`]). The namespace's
+//! own stack then sees no frame: the guest has the addresses. The TAP device and all that is tied to it are gone with its descriptors; the
+//! interface's qdisc is not, and has to be removed ([`untie`]).
+//!
+//! A TAP device has its interface's number in its name. One whose interface is gone can be tied to another ([`tie_again`]).
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
 };
 use netlink_packet_route::tc::{
     TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption, TcActionType,
-    TcAttribute, TcFilterU32, TcFilterU32Option, TcHandle, TcMessage, TcMirror, TcMirrorActionType, TcOption,
-    TcU32Key, TcU32Selector, TcU32SelectorFlags,
+    TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcFilterU32, TcFilterU32Option, TcHandle,
+    TcMessage, TcMirror, TcMirrorActionType, TcOption, TcU32Key, TcU32Selector, TcU32SelectorFlags,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::net::if_::if_nametoindex;
 
+use super::framing::{self, Framing};
 use super::layout::{Interface, TAP_PREFIX};
 use super::netlink::{Existing, Netlink};
 use super::{Error, macvtap};
@@ -65,20 +69,82 @@ pub fn check(interface: &Interface) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Tie`]; nothing of it is left then.
 pub fn tie(interface: &Interface, queues: usize) -> Result<Vec<OwnedFd>, Error> {
-    let failed = |what| {
-        let interface = interface.name.clone();
-        move |source: io::Error| Error::Tie { interface, what, source }
-    };
     let name = tap_name(interface.index);
-    let taps = tun::make(&name, queues).map_err(failed("make a TAP device (/dev/net/tun)"))?;
-    let tap = if_nametoindex(&name[..]).map_err(|errno| failed("find its TAP device")(errno.into()))?;
-    let mut netlink = Netlink::open().map_err(failed("speak to the kernel"))?;
-    bring_up(&mut netlink, tap, interface.mtu, LinkFlags::Up).map_err(failed("bring its TAP device up"))?;
-    redirect(&mut netlink, tap, interface.index)
-        .and_then(|()| redirect(&mut netlink, interface.index, tap))
-        .map_err(failed("redirect its frames (kernel modules sch_ingress, cls_u32, act_mirred)"))
-        .inspect_err(|_| drop(remove_ingress(&mut netlink, interface.index)))?;
+    let taps =
+        tun::make(&name, queues).map_err(failed(interface, "make a TAP device (kernel module tun)"))?;
+    let tap = find(&name).map_err(failed(interface, "find its TAP device"))?;
+    let mut netlink = Netlink::open().map_err(failed(interface, "speak to the kernel"))?;
+    bring_up(&mut netlink, tap, interface.mtu, LinkFlags::Up)
+        .map_err(failed(interface, "bring its TAP device up"))?;
+    couple(&mut netlink, interface, tap)?;
     Ok(taps)
+}
+
+/// Ties the TAP device of the interface that had the number `former`, and is gone, to this one. It has this one's name when all is done.
+///
+/// # Errors
+/// [`Error::Tie`]; it is tied to nothing then.
+pub fn tie_again(interface: &Interface, former: u32) -> Result<(), Error> {
+    let name = tap_name(interface.index);
+    let tap = find(&tap_name(former)).or_else(|_| find(&name));
+    let tap = tap.map_err(failed(interface, "find the TAP device of one that is gone"))?;
+    let mut netlink = Netlink::open().map_err(failed(interface, "speak to the kernel"))?;
+    match remove_ingress(&mut netlink, tap) {
+        Err(error) if !is_missing(&error) => {
+            return Err(failed(interface, "remove the redirection of one that is gone")(error));
+        }
+        _ => {}
+    }
+    couple(&mut netlink, interface, tap)?;
+    rename(&mut netlink, tap, name)
+        .and_then(|()| bring_up(&mut netlink, tap, interface.mtu, LinkFlags::Up))
+        .map_err(failed(interface, "give it the TAP device of one that is gone"))
+        .inspect_err(|_| drop(remove_ingress(&mut netlink, interface.index)))
+}
+
+fn failed(interface: &Interface, what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    let interface = interface.name.clone();
+    move |source| Error::Tie { interface, what, source }
+}
+
+fn find(name: &str) -> io::Result<u32> {
+    Ok(if_nametoindex(name)?)
+}
+
+/// It is down then: not every kernel renames what is up.
+fn rename(netlink: &mut Netlink, index: u32, name: String) -> io::Result<()> {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    link.header.change_mask = LinkFlags::Up;
+    netlink.request(RouteNetlinkMessage::SetLink(link.clone()), Existing::Change)?;
+    link.header.change_mask = LinkFlags::empty();
+    link.attributes = vec![LinkAttribute::IfName(name)];
+    netlink.request(RouteNetlinkMessage::SetLink(link), Existing::Change)
+}
+
+/// Each one's frames leave by the other.
+fn couple(netlink: &mut Netlink, interface: &Interface, tap: u32) -> Result<(), Error> {
+    let tied = match interface.framing {
+        Framing::Ethernet => redirect(netlink, tap, filter(tap, interface.index))
+            .and_then(|()| redirect(netlink, interface.index, filter(interface.index, tap)))
+            .map_err(failed(interface, "redirect its frames (kernel modules sch_ingress, cls_u32, act_mirred)")),
+        framing => reframe(netlink, interface, framing, tap).map_err(failed(
+            interface,
+            "redirect its packets, which have no Ethernet header of their own (bpf(2) of Linux 5.8; kernel modules sch_ingress, cls_bpf, \
+             cls_u32, act_mirred)",
+        )),
+    };
+    tied.inspect_err(|_| drop(remove_ingress(netlink, interface.index)))
+}
+
+fn reframe(netlink: &mut Netlink, interface: &Interface, framing: Framing, tap: u32) -> io::Result<()> {
+    let index = interface.index;
+    match framing {
+        // mirred takes the header away in front of what sends none (Linux 5.5).
+        Framing::Ethernet | Framing::Bare => redirect(netlink, tap, filter(tap, index))?,
+        Framing::Blank => redirect(netlink, tap, program_filter(tap, &framing::from_guest(index)?))?,
+    }
+    redirect(netlink, index, program_filter(index, &framing::to_guest(framing, interface.mac, tap)?))
 }
 
 /// Unties an interface whose TAP device is gone. One that is gone itself, or tied anew by somebody else, is left alone.
@@ -121,9 +187,10 @@ pub fn bring_up(netlink: &mut Netlink, tap: u32, mtu: u32, flags: LinkFlags) -> 
     netlink.request(RouteNetlinkMessage::SetLink(link), Existing::Change)
 }
 
-fn redirect(netlink: &mut Netlink, from: u32, to: u32) -> io::Result<()> {
+/// All that arrives at an interface meets the filter.
+fn redirect(netlink: &mut Netlink, from: u32, filter: TcMessage) -> io::Result<()> {
     netlink.request(RouteNetlinkMessage::NewQueueDiscipline(ingress(from)), Existing::Refuse)?;
-    netlink.request(RouteNetlinkMessage::NewTrafficFilter(filter(from, to)), Existing::Refuse)
+    netlink.request(RouteNetlinkMessage::NewTrafficFilter(filter), Existing::Refuse)
 }
 
 fn remove_ingress(netlink: &mut Netlink, index: u32) -> io::Result<()> {
@@ -159,15 +226,33 @@ fn filter(from: u32, to: u32) -> TcMessage {
     action.attributes =
         vec![TcActionAttribute::Kind(TcActionMirror::KIND.into()), TcActionAttribute::Options(options)];
 
+    any_frame(
+        from,
+        TcFilterU32::KIND,
+        vec![
+            TcOption::U32(TcFilterU32Option::Selector(selector)),
+            TcOption::U32(TcFilterU32Option::Action(vec![action])),
+        ],
+    )
+}
+
+/// The program, open for as long as the kernel is asked, says what becomes of a frame.
+fn program_filter(from: u32, program: &OwnedFd) -> TcMessage {
+    any_frame(
+        from,
+        TcFilterBpf::KIND,
+        vec![
+            TcOption::Bpf(TcFilterBpfOption::ProgFd(program.as_raw_fd() as u32)),
+            TcOption::Bpf(TcFilterBpfOption::ProgName("rt_framing".into())),
+            TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
+        ],
+    )
+}
+
+fn any_frame(from: u32, kind: &str, options: Vec<TcOption>) -> TcMessage {
     let mut message = TcMessage::with_index(from as i32);
     message.header.parent = HANDLE;
     message.header.info = ALL_PROTOCOLS;
-    message.attributes = vec![
-        TcAttribute::Kind(TcFilterU32::KIND.into()),
-        TcAttribute::Options(vec![
-            TcOption::U32(TcFilterU32Option::Selector(selector)),
-            TcOption::U32(TcFilterU32Option::Action(vec![action])),
-        ]),
-    ];
+    message.attributes = vec![TcAttribute::Kind(kind.into()), TcAttribute::Options(options)];
     message
 }

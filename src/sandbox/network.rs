@@ -7,8 +7,8 @@
 //!
 //! Both halves are told by [`Network`], which is part of the state record, what is done already; so they may be repeated at any time by any process
 //! that holds the record's lock: when the sandbox starts, when a container starts, and when the namespace changes. An
-//! interface is written into the record before anything of it is made. One that has left the namespace is taken down in the guest, and
-//! keeps its slot.
+//! interface is written into the record before anything of it is made. One that has left the namespace is taken down in the guest; its
+//! TAP device and the guest's are the next one's.
 //!
 //! An interface that cannot be given to the VM is an error for as long as the container is being made ([`Misfit`]). Later it is left
 //! out, and no reason not to follow the others.
@@ -85,6 +85,17 @@ struct Link {
     device: Option<GuestDevice>,
     /// Its interface in the guest, once that is known.
     guest_index: Option<u32>,
+    /// The namespace has it, and its frames are the VM's.
+    #[serde(default = "tied")]
+    tied: bool,
+    /// The interface whose device it was, until the guest has been told.
+    #[serde(default)]
+    former: Option<u32>,
+}
+
+/// In the records of an rt that never gave a device to another interface.
+fn tied() -> bool {
+    true
 }
 
 impl Link {
@@ -94,6 +105,11 @@ impl Link {
             Some(macvtap) => macvtap.remove(),
             None => net::untie(self.index, &self.name),
         }
+    }
+
+    /// What it has can be another interface's. A macvtap device is gone with the one on which it lay.
+    fn is_free(&self) -> bool {
+        !self.tied && self.device.is_some() && self.macvtap.is_none()
     }
 }
 
@@ -139,7 +155,10 @@ impl Network {
         if !self.is_used() {
             return Ok(Layout::default());
         }
-        let Found { layout: mut wanted, refused } = namespace.within(net::scan)?;
+        let Found { layout: mut wanted, present, refused } = namespace.within(net::scan)?;
+        for link in &mut self.links {
+            link.tied &= present.contains(&link.index);
+        }
         let is_up = |index: &u32| {
             wanted.interfaces.iter().any(|interface| interface.index == *index)
                 || refused.iter().any(|(refused, _)| refused == index)
@@ -149,7 +168,7 @@ impl Network {
             self.leave_out(index, error.into(), misfit, write)?;
         }
         for interface in &wanted.interfaces {
-            match self.links.iter_mut().find(|link| link.index == interface.index) {
+            match self.links.iter_mut().find(|link| link.tied && link.index == interface.index) {
                 // By its name it is untied, and its traffic is counted.
                 Some(link) => link.name.clone_from(&interface.name),
                 None if self.left_out.contains(&interface.index) => {}
@@ -197,8 +216,9 @@ impl Network {
     /// [`Error`], with what the guest's kernel refused.
     pub fn configure(&mut self, wanted: Layout, agent: &Agent) -> Result<(), Error> {
         self.find_interfaces(&wanted, agent)?;
-        let indexes: BTreeMap<u32, u32> =
-            self.links.iter().filter_map(|link| Some((link.index, link.guest_index?))).collect();
+        let former = self.links.iter().filter_map(|link| Some((link.former?, link.guest_index?)));
+        let indexes = self.links.iter().filter_map(|link| Some((link.index, link.guest_index?)));
+        let indexes: BTreeMap<u32, u32> = former.chain(indexes).collect();
         let changes = net::changes(&self.layout, &wanted, &indexes);
         for batch in changes.chunks(BATCH) {
             let requests = batch.iter().map(|change| change.message.clone()).collect();
@@ -217,6 +237,9 @@ impl Network {
             }
         }
         self.layout = wanted;
+        for link in &mut self.links {
+            link.former = None;
+        }
         Ok(())
     }
 
@@ -250,7 +273,19 @@ impl Network {
         vm: &VmRecord,
         write: Write<'_>,
     ) -> Result<(), Error> {
+        // One that was here before, or whose plugging did not come to its end.
+        let before = self.links.iter().position(|link| link.index == interface.index);
+        if let Some(link) = before.map(|place| &self.links[place]) {
+            namespace.within(|| link.untie())?;
+        }
         namespace.within(|| net::check(interface))?;
+        if let Some(place) = before
+            .filter(|place| self.links[*place].is_free())
+            .or_else(|| self.links.iter().position(Link::is_free))
+        {
+            return self.plug_again(namespace, interface, place, write);
+        }
+        self.links.retain(|link| link.device.is_some() || link.index != interface.index);
         let is_taken = |slot: &usize| self.links.iter().any(|link| link.slot == *slot);
         let slot = (0..NETWORK_SLOTS).find(|slot| !is_taken(slot));
         let slot = slot.ok_or_else(|| Error::Full(interface.name.clone()))?;
@@ -259,13 +294,15 @@ impl Network {
             NetworkModel::TcFilter | NetworkModel::None => None,
         };
         let (index, name) = (interface.index, interface.name.clone());
-        let link = Link { index, name, slot, macvtap, device: None, guest_index: None };
+        let link =
+            Link { index, name, slot, macvtap, device: None, guest_index: None, tied: false, former: None };
         self.links.push(link.clone());
         write(self)?;
         match self.plug_into(namespace, interface, &link, vm) {
             Ok(device) => {
                 if let Some(link) = self.links.last_mut() {
                     link.device = Some(device);
+                    link.tied = true;
                 }
                 write(self)
             }
@@ -279,6 +316,33 @@ impl Network {
                 Err(error)
             }
         }
+    }
+
+    /// Gives an interface the device of one that is gone.
+    fn plug_again(
+        &mut self,
+        namespace: &Namespace,
+        interface: &Interface,
+        place: usize,
+        write: Write<'_>,
+    ) -> Result<(), Error> {
+        let free = self.links[place].clone();
+        self.links[place] = Link {
+            index: interface.index,
+            name: interface.name.clone(),
+            // What the guest's kernel is told of a device depends on the interface.
+            guest_index: None,
+            former: free.former.or(Some(free.index)),
+            ..free.clone()
+        };
+        write(self)?;
+        let result = namespace.within(|| net::tie_again(interface, free.index));
+        match &result {
+            Ok(()) => self.links[place].tied = true,
+            Err(_) => self.links[place] = free,
+        }
+        write(self)?;
+        Ok(result?)
     }
 
     fn plug_into(
@@ -349,11 +413,27 @@ mod tests {
         assert_eq!(written, [[9]]);
     }
 
-    /// As rt wrote it before interfaces were left out.
+    /// As rt wrote it before interfaces were left out, and before one's device became another's.
     #[test]
     fn an_older_record_is_understood() {
-        let mut record = serde_json::to_value(Network::default()).expect("a record");
+        let (index, name, device) = (7, "eth0".into(), None);
+        let link = Link {
+            index,
+            name,
+            slot: 0,
+            macvtap: None,
+            device,
+            guest_index: Some(2),
+            tied: true,
+            former: None,
+        };
+        let network = Network { links: vec![link], ..Network::default() };
+        let mut record = serde_json::to_value(&network).expect("a record");
         record.as_object_mut().expect("an object").remove("left_out");
-        assert_eq!(serde_json::from_value::<Network>(record).expect("a record"), Network::default());
+        let link = record["links"][0].as_object_mut().expect("an object");
+        for newer in ["macvtap", "tied", "former"] {
+            link.remove(newer);
+        }
+        assert_eq!(serde_json::from_value::<Network>(record).expect("a record"), network);
     }
 }

@@ -1,5 +1,6 @@
 //! Safe wrappers of the system calls that several rooms need. Nothing here knows what a container is.
 
+pub mod bpf;
 pub mod clock;
 pub mod credentials;
 pub mod fd;

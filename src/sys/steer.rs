@@ -2,7 +2,12 @@
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use super::bpf::{
+    self, ADD, CALL, COPY, EXIT, IF_EQUAL, LINK_CREATE, LOAD_MAP, LOAD_WORD, MAP_CREATE, MAP_UPDATE_ELEM,
+    SET, STORE_WORD, UNLESS_EQUAL, step,
+};
 
 /// As long as it lives, who connects to [`ADDRESS`] in the namespace gets the listener.
 #[derive(Debug)]
@@ -13,10 +18,6 @@ pub struct Steering {
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
 // linux/bpf.h
-const MAP_CREATE: libc::c_int = 0;
-const MAP_UPDATE_ELEM: libc::c_int = 2;
-const PROG_LOAD: libc::c_int = 5;
-const LINK_CREATE: libc::c_int = 28;
 const MAP_TYPE_SOCKMAP: u32 = 15;
 const PROG_TYPE_SK_LOOKUP: u32 = 30;
 const ATTACH_SK_LOOKUP: u32 = 36;
@@ -28,7 +29,7 @@ impl Steering {
     /// What bpf(2) says: EPERM, ENOSYS and EINVAL where the kernel does not let programs be attached.
     pub fn new(namespace: BorrowedFd<'_>, listener: &TcpListener) -> io::Result<Self> {
         // Type, key size, value size, entries.
-        let map = call(MAP_CREATE, &[MAP_TYPE_SOCKMAP, 4, 8, 1])?;
+        let map = bpf::call(MAP_CREATE, &[MAP_TYPE_SOCKMAP, 4, 8, 1])?;
         let (key, value) = (0_u32, listener.as_raw_fd() as u64);
         let update = Update {
             map: map.as_raw_fd(),
@@ -37,11 +38,11 @@ impl Steering {
             value: &raw const value as u64,
             flags: 0,
         };
-        command(MAP_UPDATE_ELEM, &update)?;
+        bpf::command(MAP_UPDATE_ELEM, &update)?;
         let program = load(map.as_fd())?;
         // Program, target, type, flags.
         let numbers = [program.as_raw_fd() as u32, namespace.as_raw_fd() as u32, ATTACH_SK_LOOKUP, 0];
-        Ok(Self { _link: call(LINK_CREATE, &numbers)? })
+        Ok(Self { _link: bpf::call(LINK_CREATE, &numbers)? })
     }
 }
 
@@ -54,50 +55,8 @@ struct Update {
     flags: u64,
 }
 
-#[repr(C)]
-#[derive(Default)]
-struct Load {
-    kind: u32,
-    count: u32,
-    instructions: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log: u64,
-    kernel_version: u32,
-    flags: u32,
-    name: [u8; 16],
-    ifindex: u32,
-    attach: u32,
-}
-
-/// One instruction (Documentation/bpf/standardization/instruction-set.rst).
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Instruction {
-    code: u8,
-    /// Source in the upper half, destination in the lower.
-    registers: u8,
-    offset: i16,
-    immediate: i32,
-}
-
-const fn step(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> Instruction {
-    Instruction { code, registers: source << 4 | destination, offset, immediate }
-}
-
 /// Loads the program: for a TCP connection to the address it chooses the socket in the map.
 fn load(map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    const LOAD_WORD: u8 = 0x61;
-    const STORE_WORD: u8 = 0x62;
-    const COPY: u8 = 0xbf;
-    const SET: u8 = 0xb7;
-    const ADD: u8 = 0x07;
-    const UNLESS_EQUAL: u8 = 0x55;
-    const IF_EQUAL: u8 = 0x15;
-    const LOAD_MAP: u8 = 0x18;
-    const CALL: u8 = 0x85;
-    const EXIT: u8 = 0x95;
     // Of struct bpf_sk_lookup.
     const FAMILY: i16 = 8;
     const PROTOCOL: i16 = 12;
@@ -142,33 +101,5 @@ fn load(map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
             jump.offset = (last - place - 1) as i16;
         }
     }
-    let mut name = [0; 16];
-    name[..11].copy_from_slice(b"rt_loopback");
-    let load = Load {
-        kind: PROG_TYPE_SK_LOOKUP,
-        count: program.len() as u32,
-        instructions: program.as_ptr() as u64,
-        license: c"Apache-2.0".as_ptr() as u64,
-        name,
-        attach: ATTACH_SK_LOOKUP,
-        ..Default::default()
-    };
-    descriptor(command(PROG_LOAD, &load)?)
-}
-
-/// A command whose arguments are numbers and whose result is a descriptor.
-fn call(number: libc::c_int, arguments: &[u32; 4]) -> io::Result<OwnedFd> {
-    descriptor(command(number, arguments)?)
-}
-
-fn descriptor(fd: libc::c_long) -> io::Result<OwnedFd> {
-    // SAFETY: bpf(2) has made the descriptor, close-on-exec, for this caller alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
-}
-
-fn command<T>(number: libc::c_int, attributes: &T) -> io::Result<libc::c_long> {
-    // SAFETY: the kernel reads the attributes, of the size that is said, and what the addresses in them point to: values of the
-    // caller that live until it returns.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, number, &raw const *attributes, size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    bpf::load(PROG_TYPE_SK_LOOKUP, ATTACH_SK_LOOKUP, "rt_loopback", &program)
 }

@@ -11,8 +11,8 @@
 #
 # Inside, the caller's root file system lies read-only below an overlay in memory: nothing of it is changed. The working
 # directory is the caller's. /dev, /proc, /sys and /run are the machine's own, cgroups are version 2, /dev/vhost-vsock,
-# /dev/vhost-net and /dev/net/tun are there. TMPDIR is a file system in memory; files left in $KVM_MACHINE_OUT of the
-# machine are in $KVM_MACHINE_OUT of the caller afterwards.
+# /dev/vhost-net and /dev/net/tun are there, and two network cards (eth0, eth1) with a wire between them. TMPDIR is a file
+# system in memory; files left in $KVM_MACHINE_OUT of the machine are in $KVM_MACHINE_OUT of the caller afterwards.
 #
 #   KVM_MACHINE_MEM      MiB (default 4096)
 #   KVM_MACHINE_TIMEOUT  seconds until the machine is stopped (default 1500)
@@ -37,7 +37,9 @@ done
 
 # What the machine needs and Debian's kernel has as modules, in load order. Names may be built in with a later kernel.
 modules="irqbypass ccp kvm kvm-amd overlay tun tap vhost_iotlb vhost vhost_net vsock vmw_vsock_virtio_transport_common
-  vhost_vsock netfs 9pnet 9pnet_virtio 9p llc stp bridge veth loop dummy macvlan macvtap ipvlan sch_ingress cls_u32 act_mirred
+  vhost_vsock netfs 9pnet 9pnet_virtio 9p llc stp bridge veth loop dummy macvlan macvtap ipvlan sch_ingress cls_u32 act_mirred cls_bpf
+  ip_tunnel tunnel4 ipip sit gre ip_gre tunnel6 ip6_tunnel ip6_gre e1000
+  udp_tunnel ip6_udp_tunnel libcurve25519-generic curve25519-x86_64 libchacha chacha-x86_64 poly1305-x86_64 libchacha20poly1305 wireguard
   crc32c_generic libcrc32c nfnetlink nf_defrag_ipv4 nf_defrag_ipv6 nf_conntrack nf_nat nf_tables nft_chain_nat x_tables nft_compat xt_MASQUERADE
   xt_comment xt_nat"
 
@@ -74,6 +76,8 @@ init() { cat <<'INIT'
 /bin/busybox --install -s /bin; export PATH=/bin
 fail() { echo "kvm-machine: $*" >/dev/console; echo 125 >/dev/vport0p2; poweroff -f; }
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+# No namespace has tunnels that nobody made.
+echo 2 >/proc/sys/net/core/fb_tunnels_only_for_init_net
 for m in $(cat /modules/order); do insmod /modules/$m.ko || fail "cannot load the module $m"; done
 for n in 1 2; do for _ in 1 2 3 4 5 6 7 8 9; do [ -c /dev/vport0p$n ] && break; sleep 0.1; done; done
 p9=trans=virtio,version=9p2000.L,msize=1048576
@@ -162,6 +166,8 @@ qemu-system-x86_64 -M q35 "${accel[@]}" -cpu max,+svm -smp 1 -m "$mem" \
   -kernel "$image/vmlinuz" -initrd "$run/initrd" -append "console=ttyS0 panic=-1 rdinit=/init quiet mitigations=off host=$root" \
   -device virtio-serial-pci,ioeventfd=off -chardev "file,id=output,path=$run/output" -device virtserialport,chardev=output,nr=1 \
   -chardev "file,id=status,path=$run/status" -device virtserialport,chardev=status,nr=2 \
+  -netdev "dgram,id=eth0,local.type=unix,local.path=$run/eth0,remote.type=unix,remote.path=$run/eth1" -device e1000,netdev=eth0,romfile= \
+  -netdev "dgram,id=eth1,local.type=unix,local.path=$run/eth1,remote.type=unix,remote.path=$run/eth0" -device e1000,netdev=eth1,romfile= \
   "${share[@]}" </dev/null 9>&- &
 qemu=$!
 # Ends with this script, if only a second later.

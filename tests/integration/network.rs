@@ -6,12 +6,14 @@
 mod bench;
 mod cni;
 mod faults;
+mod layer3;
 mod macvtap;
 mod names;
 pub mod netns;
 mod plugging;
 mod ports;
 pub mod traffic;
+mod tun;
 
 use crate::shell::{Bundle, Ended, host};
 use netns::Pair;

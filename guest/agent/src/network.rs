@@ -24,11 +24,12 @@ pub fn plug(device: &NetworkDevice) -> Result<u32, String> {
     let directory = directory(&device.bus, &device.address).map_err(told)?;
     let interface =
         interface_of(&directory).ok_or_else(|| told(io::Error::other("it has no network interface")))?;
-    if !device.ipv6 {
-        let name = interface.file_name().unwrap_or_default();
-        // A kernel without IPv6 has no such file, and is as asked.
-        let _ = fs::write(Path::new("/proc/sys/net/ipv6/conf").join(name).join("disable_ipv6"), "1");
-    }
+    // It may have been another's device before. A kernel without IPv6 has no such files, and is as asked.
+    let conf = Path::new("/proc/sys/net/ipv6/conf");
+    let usual = || fs::read_to_string(conf.join("default/disable_ipv6"));
+    let disable = if device.ipv6 { usual() } else { Ok("1".into()) };
+    let name = interface.file_name().unwrap_or_default();
+    let _ = disable.and_then(|disable| fs::write(conf.join(name).join("disable_ipv6"), disable));
     let index = fs::read_to_string(interface.join("ifindex")).map_err(told)?;
     index.trim().parse().map_err(|_| told(io::ErrorKind::InvalidData.into()))
 }

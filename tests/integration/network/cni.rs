@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 use super::netns::{Netns, in_namespace};
+use super::plugging::becomes;
 use super::traffic::{self, Client, GUEST};
 use crate::shell::{Bundle, skipped};
 
@@ -17,12 +18,18 @@ struct Node {
     netns: Netns,
     outside: Netns,
     dir: tempfile::TempDir,
+    /// What host-local has to give.
+    range: Value,
 }
 
 impl Node {
     fn new() -> Self {
-        let node =
-            Self { netns: Netns::new("node"), outside: Netns::new("out"), dir: tempfile::tempdir().unwrap() };
+        let node = Self {
+            netns: Netns::new("node"),
+            outside: Netns::new("out"),
+            dir: tempfile::tempdir().unwrap(),
+            range: json!({"subnet": "10.88.0.0/24"}),
+        };
         node.netns.ip(&format!("link add wire type veth peer name wire netns {}", node.outside.name));
         for (end, last) in [(&node.netns, 1), (&node.outside, 2)] {
             end.ip(&format!("addr add 203.0.113.{last}/24 dev wire"));
@@ -35,8 +42,8 @@ impl Node {
     fn cni(&self, command: &str, pod: &Netns) -> Result<Value, String> {
         let config = json!({
             "cniVersion": "0.4.0", "name": "rtnet", "type": "bridge", "bridge": "cni0",
-            "isGateway": true, "ipMasq": true, "hairpinMode": true,
-            "ipam": {"type": "host-local", "dataDir": self.dir.path(), "ranges": [[{"subnet": "10.88.0.0/24"}]],
+            "isGateway": true, "ipMasq": self.range["rangeEnd"].is_null(), "hairpinMode": true,
+            "ipam": {"type": "host-local", "dataDir": self.dir.path(), "ranges": [[self.range]],
                      "routes": [{"dst": "0.0.0.0/0"}]},
         });
         let mut plugin = Command::new("ip")
@@ -111,9 +118,32 @@ fn two_pods_on_a_bridge_and_nat_outward() {
     }
 }
 
-/// No address is left in the subnet: the plugin fails before rt is called, and rt is told of an empty namespace.
+/// No address is left in the subnet: the plugin fails before rt is called, and rt is told of an empty namespace. When there is one again, and the plugin is called
+/// again, the container that runs has it.
 #[test]
 fn a_pod_without_an_address_has_only_the_loopback() {
-    let pod = Netns::new("empty");
-    in_namespace(&pod.path()).sh("ls /sys/class/net").says(&["lo"]);
+    let pods = [Netns::new("a"), Netns::new("b")];
+    in_namespace(&pods[1].path()).sh("ls /sys/class/net").says(&["lo"]);
+    if !Path::new(PLUGINS).join("bridge").exists() {
+        let why = "containernetworking-plugins is not installed";
+        return skipped("a_pod_without_an_address_has_only_the_loopback", why);
+    }
+    let mut node = Node::new();
+    node.range = json!({"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.2", "rangeEnd": "10.88.0.2"});
+    node.cni("ADD", &pods[0]).expect("the first has the address");
+    let error = node.cni("ADD", &pods[1]).expect_err("there is one address");
+    assert!(error.contains("no IP addresses available"), "{error}");
+    // What it has made by then stays, down.
+    let bundle = pod_bundle(&pods[1]);
+    let container = bundle.run_detached(&[]);
+    container.wrote("serving");
+    container.sh("ls /sys/class/net").says(&["lo"]);
+    for pod in &pods {
+        node.cni("DEL", pod).expect("the first gives it back, the second what is half made");
+    }
+    let added = node.cni("ADD", &pods[1]).expect("it is free");
+    becomes(&container, "ip addr show dev eth0; ip route", "default via 10.88.0.1", true);
+    node.netns.within(|| Client::new(&address(&added)).echo(b"hello"));
+    drop(container);
+    node.cni("DEL", &pods[1]).expect("the plugin takes the pod away");
 }

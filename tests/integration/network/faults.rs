@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 
 use super::netns::{Netns, Pair, in_namespace};
 use super::plugging::becomes;
+use super::tun::ppp;
 use super::{serving_bundle, shows};
 use crate::shell::{Bundle, host, patience};
 
@@ -55,27 +56,27 @@ fn an_interface_without_carrier_waits_for_it() {
 }
 
 #[test]
-fn an_interface_that_is_not_ethernet_is_refused() {
+fn an_interface_that_no_machine_has_is_refused() {
     let pair = Pair::new("");
-    pair.pod.ip("tuntap add dev tun0 mode tun");
+    let _ppp0 = ppp(&pair.pod, "ppp0");
     // Down it is of no account.
     pair.bundle().sh("true").code(0);
-    pair.pod.ip("link set tun0 up");
-    pair.bundle().sh("true").fails(&["tun0", "no Ethernet interface"]);
+    pair.pod.ip("link set ppp0 up");
+    pair.bundle().sh("true").fails(&["ppp0", "its link layer is PPP"]);
     pair.is_clean();
 }
 
 /// Until the container is started it is an error, though the machine runs.
 #[test]
-fn an_interface_that_is_not_ethernet_is_refused_at_start() {
+fn an_interface_that_no_machine_has_is_refused_at_start() {
     let pair = Pair::new("");
     let bundle = serving_bundle(&pair);
     let container = bundle.create(&[]);
-    pair.pod.ip("tuntap add dev tun0 mode tun");
-    pair.pod.ip("link set tun0 up");
-    warns_once(&bundle, "tun0 to the virtual machine: it is no Ethernet interface");
-    container.rt(&["start"]).fails(&["tun0", "no Ethernet interface"]);
-    pair.pod.ip("link del tun0");
+    let _ppp0 = ppp(&pair.pod, "ppp0");
+    pair.pod.ip("link set ppp0 up");
+    warns_once(&bundle, "ppp0 to the virtual machine: its link layer is PPP");
+    container.rt(&["start"]).fails(&["ppp0", "its link layer is PPP"]);
+    pair.pod.ip("link del ppp0");
     container.start();
     container.wrote("serving");
     drop(container);
@@ -98,16 +99,15 @@ fn warns_once(bundle: &Bundle, words: &str) {
 }
 
 #[test]
-fn a_later_interface_that_is_not_ethernet_is_left_out() {
-    let words = "tun0 to the virtual machine: it is no Ethernet interface";
+fn a_later_interface_that_no_machine_has_is_left_out() {
+    let words = "ppp0 to the virtual machine: its link layer is PPP";
     let pair = Pair::new("");
     let bundle = serving_bundle(&pair);
     let container = bundle.run_detached(&[]);
     container.wrote("serving");
-    pair.pod.run(
-        "ip tuntap add dev tun0 mode tun; ip addr add 10.8.0.2/24 dev tun0; ip link set tun0 up; \
-         ip route add 198.51.100.0/24 dev tun0",
-    );
+    let _ppp0 = ppp(&pair.pod, "ppp0");
+    pair.pod
+        .run("ip addr add 10.8.0.2/24 dev ppp0; ip link set ppp0 up; ip route add 198.51.100.0/24 dev ppp0");
     warns_once(&bundle, words);
     pair.pod.ip("route add 192.0.2.0/24 via 10.9.0.1");
     becomes(&container, "ip route", "192.0.2.0/24 via 10.9.0.1 dev eth0", true);
@@ -116,7 +116,7 @@ fn a_later_interface_that_is_not_ethernet_is_left_out() {
     pair.peer.within(|| super::Client::new("10.9.1.2").echo(b"hello"));
     pair.pod.ip("addr add 10.9.1.9/24 dev eth1");
     becomes(&container, "ip addr show dev eth1", "10.9.1.9", true);
-    pair.pod.ip("link del tun0");
+    pair.pod.ip("link del ppp0");
     pair.pod.ip("addr del 10.9.1.9/24 dev eth1");
     becomes(&container, "ip addr show dev eth1", "10.9.1.9", false);
     let routes = container.sh("ip route").text();

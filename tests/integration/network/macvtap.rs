@@ -5,6 +5,7 @@ use nix::unistd::Pid;
 
 use super::netns::{Netns, Pair, in_namespace};
 use super::traffic::{self, Client};
+use super::tun::tun;
 use super::{serving_bundle, shows};
 use crate::shell::{Bundle, skipped};
 
@@ -74,6 +75,19 @@ fn an_interface_on_which_none_can_lie_is_refused() {
     with(in_namespace(&pod.path()), "").sh("true").fails(&[
         "eth0",
         "macvtap",
+        "network.model = \"tcfilter\"",
+    ]);
+    assert!(!pod.ip("-br link").contains("rttap"));
+}
+
+#[test]
+fn an_interface_without_ethernet_frames_is_refused() {
+    let pod = Netns::new("pod");
+    let _tun0 = tun(&pod, "tun0");
+    pod.ip("link set tun0 up");
+    with(in_namespace(&pod.path()), "").sh("true").fails(&[
+        "tun0",
+        "no Ethernet header",
         "network.model = \"tcfilter\"",
     ]);
     assert!(!pod.ip("-br link").contains("rttap"));

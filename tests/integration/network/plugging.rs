@@ -11,8 +11,10 @@ use netlink_packet_route::link::{
 };
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
-use crate::shell::{Bundle, Container, patience, skipped};
+use crate::shell::{Bundle, Container, host, patience, skipped};
 
 use super::netns::{Netns, Pair, in_namespace};
 use super::traffic::{self, Client, GUEST};
@@ -30,7 +32,7 @@ fn a_hook_fills_the_namespace() {
         peer.name
     );
     let hook = bundle.file("hook", format!("#!/bin/sh\n{script}\n"));
-    crate::shell::host(&format!("chmod +x {}", hook.display()));
+    host(&format!("chmod +x {}", hook.display()));
     bundle.config["hooks"] =
         serde_json::json!({"prestart": [{"path": hook, "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}]});
     bundle.capabilities(&["CAP_NET_RAW"]);
@@ -49,9 +51,7 @@ fn a_caller_fills_the_namespace_between_create_and_start() {
     peer.ip(&format!("link add eth0 type veth peer name eth0 netns {pid}"));
     peer.ip("addr add 10.9.0.1/24 dev eth0");
     peer.ip("link set eth0 up");
-    crate::shell::host(&format!(
-        "nsenter -t {pid} -n sh -c 'ip addr add 10.9.0.2/24 dev eth0; ip link set eth0 up'"
-    ));
+    host(&format!("nsenter -t {pid} -n sh -c 'ip addr add 10.9.0.2/24 dev eth0; ip link set eth0 up'"));
     container.start();
     // It is there as soon as the process runs.
     let seen = bundle.rt(&["exec", &bundle.id, "/bin/ip", "-4", "addr", "show", "dev", "eth0"]);
@@ -97,6 +97,75 @@ pub fn becomes(container: &Container<'_>, script: &str, word: &str, there: bool)
         }
         assert!(Instant::now() < deadline, "{word:?} there: {}\n{ended}", !there);
     }
+}
+
+/// A neighbour alone is news, when it is entered and when it is deleted.
+#[test]
+fn what_changes_of_neighbours_changes_in_the_guest() {
+    let pair = Pair::new("");
+    let bundle = serving_bundle(&pair);
+    let container = bundle.run_detached(&[]);
+    container.wrote("serving");
+    for family in ["10.9.0.77", "fd09::77"] {
+        let becomes =
+            |word: &str, there| becomes(&container, &format!("ip neigh show {family}"), word, there);
+        pair.pod.ip(&format!("neigh replace {family} lladdr 02:00:00:00:00:77 dev eth0 nud permanent"));
+        becomes("02:00:00:00:00:77", true);
+        pair.pod.ip(&format!("neigh replace {family} lladdr 02:00:00:00:00:78 dev eth0 nud permanent"));
+        becomes("02:00:00:00:00:78", true);
+        pair.pod.ip(&format!("neigh del {family} dev eth0"));
+        becomes("PERM", false);
+    }
+    pair.peer.within(|| Client::new("10.9.0.2").echo(b"still here"));
+    drop(container);
+    pair.is_clean();
+}
+
+/// As `docker network connect` and `disconnect` do, oftener than the machine has slots: by a name of its own each time, and by the same one.
+#[test]
+fn interfaces_come_and_go_as_often_as_they_like() {
+    let pair = Pair::new("");
+    let bundle = serving_bundle(&pair);
+    let container = bundle.run_detached(&[]);
+    container.wrote("serving");
+    for net in 1..=10 {
+        let name = if net > 5 { "again".into() } else { format!("eth{net}") };
+        pair.connect(&name, net, if net % 2 == 0 { "mtu 1400" } else { "" });
+        becomes(&container, &format!("ip addr show dev {name}"), &format!("fd09:{net}::2/64"), true);
+        let mac = pair.pod.run(&format!("cat /sys/class/net/{name}/address /sys/class/net/{name}/mtu"));
+        let seen = container.sh(&format!("cat /sys/class/net/{name}/address /sys/class/net/{name}/mtu"));
+        assert_eq!(seen.text().trim(), mac.trim());
+        pair.peer.within(|| {
+            Client::new(&format!("10.9.{net}.2")).sends(1 << 20);
+            Client::new(&format!("fd09:{net}::2")).echo(b"hello");
+        });
+        pair.peer.ip(&format!("link del {name}"));
+        becomes(&container, "ip link show", &name, false);
+    }
+    // Without a rest between, of all but one.
+    for net in 1..=7 {
+        pair.connect(&format!("eth{net}"), net, "");
+    }
+    becomes(&container, "ip addr show dev eth7", "fd09:7::2/64", true);
+    pair.pod.run("for net in 1 2 3 4 5 6; do ip link del eth$net; done");
+    for net in 11..=16 {
+        pair.connect(&format!("eth{}", net - 10), net, "");
+    }
+    for net in 11..=16 {
+        let name = format!("eth{}", net - 10);
+        becomes(&container, &format!("ip addr show dev {name}"), &format!("fd09:{net}::2/64"), true);
+        // These and the kernel's own, and none of the former interface.
+        becomes(&container, &format!("ip addr show dev {name} | grep -c inet"), "3", true);
+        pair.peer.within(|| Client::new(&format!("10.9.{net}.2")).echo(b"hello"));
+    }
+    let links = container.sh("ip link show").text();
+    assert!(!links.contains("DOWN"), "{links}");
+    pair.peer.within(|| Client::new("10.9.0.2").echo(b"still here"));
+    // Of those that came later nothing is left either.
+    kill(Pid::from_raw(container.pid()), Signal::SIGKILL).expect("it is there");
+    container.reaches("stopped");
+    container.rt(&["delete"]).says(&[]);
+    pair.is_clean();
 }
 
 /// The guest's kernel drops routes, IPv6 addresses and neighbours with a link that is taken down for its new name.
@@ -200,8 +269,45 @@ fn other_kinds_of_interface_work() {
     }
 }
 
+/// A network card, moved into the pod's namespace; the wire's other end is the peer's card.
+#[test]
+fn a_physical_interface_works() {
+    if std::env::var_os("KVM_MACHINE").is_none() {
+        return skipped(
+            "a_physical_interface_works",
+            "the host's cards are its own; the KVM machine has two to play with",
+        );
+    }
+    let (pod, peer) = (Netns::new("pod"), Netns::new("peer"));
+    for (card, end, last) in [("eth0", &pod, 2), ("eth1", &peer, 1)] {
+        host(&format!("ip link set {card} netns {} name eth0", end.name));
+        end.ip(&format!("addr add 10.9.0.{last}/24 dev eth0"));
+        end.ip(&format!("addr add fd09::{last}/64 dev eth0 nodad"));
+        end.ip("link set eth0 up");
+    }
+    let mut bundle = in_namespace(&pod.path());
+    traffic::lay(&bundle);
+    bundle.args(&GUEST);
+    let container = bundle.run_detached(&[]);
+    container.wrote("serving");
+    let _server = traffic::serve_in(&peer);
+    peer.within(|| {
+        for (guest, own) in [("10.9.0.2", "10.9.0.1"), ("fd09::2", "fd09::1")] {
+            let client = Client::new(guest);
+            client.sends(1 << 20);
+            client.receives(1 << 20);
+            client.asks_to_call(own);
+        }
+    });
+    drop(container);
+    // They go home by their names there.
+    for (card, end) in [("eth0", &pod), ("eth1", &peer)] {
+        end.ip(&format!("link set eth0 down name {card} netns 1"));
+    }
+}
+
 /// A netkit pair of this mode (Linux 6.7), eth0 here and nk0 beside it; false where the host's kernel has none. ip(8) of Debian 12 knows no mode.
-fn has_netkit(netns: &Netns, mode: NetkitMode) -> bool {
+pub fn has_netkit(netns: &Netns, mode: NetkitMode) -> bool {
     let kind =
         [LinkInfo::Kind(InfoKind::Netkit), LinkInfo::Data(InfoData::Netkit(vec![InfoNetkit::Mode(mode)]))];
     let mut link = LinkMessage::default();
@@ -222,8 +328,8 @@ fn has_netkit(netns: &Netns, mode: NetkitMode) -> bool {
 }
 
 #[test]
-fn netkit_works_where_it_carries_frames() {
-    const NAME: &str = "netkit_works_where_it_carries_frames";
+fn netkit_in_layer_2_mode_works() {
+    const NAME: &str = "netkit_in_layer_2_mode_works";
     let (pod, peer) = (Netns::new("pod"), Netns::new("peer"));
     if !has_netkit(&pod, NetkitMode::L2) {
         return skipped(NAME, "the host's kernel has no netkit");
@@ -236,9 +342,4 @@ fn netkit_works_where_it_carries_frames() {
     let mut bundle = in_namespace(&pod.path());
     bundle.capabilities(&["CAP_NET_RAW"]);
     shows(&bundle.sh("ping -c 2 -i 0.2 -W 5 10.9.0.1"), &[" 0% packet loss"]);
-    let third = Netns::new("layer3");
-    assert!(has_netkit(&third, NetkitMode::L3));
-    third.ip(&format!("link set nk0 netns {}", peer.name));
-    third.ip("link set eth0 up");
-    in_namespace(&third.path()).sh("true").fails(&["eth0", "layer 3", "mode l2"]);
 }
