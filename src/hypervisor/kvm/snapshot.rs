@@ -61,6 +61,8 @@ pub struct State {
     pub devices: Vec<mmio::State>,
     /// Guest memory that never gets another purpose: all machines share the template's until they write to it. Ascending.
     pub dedicated: Vec<Range<u64>>,
+    /// What guests touch most of: all that holds something, but for the page structures. Ascending.
+    pub lively: Vec<Range<u64>>,
     interrupt_controllers: Vec<kvm_irqchip>,
     clock: kvm_clock_data,
 }
@@ -73,6 +75,7 @@ impl State {
         vcpus: Vec<Registers>,
         devices: Vec<mmio::State>,
         dedicated: Vec<Range<u64>>,
+        lively: Vec<Range<u64>>,
     ) -> Result<Self, Error> {
         let mut interrupt_controllers = Vec::new();
         for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC] {
@@ -89,6 +92,7 @@ impl State {
             vcpus,
             devices,
             dedicated,
+            lively,
             interrupt_controllers,
             clock,
         })
@@ -206,6 +210,17 @@ fn filled(piece: &[u8]) -> Vec<(usize, &[u8])> {
     runs.into_iter().map(|(start, end)| (start, &piece[start..end])).collect()
 }
 
+/// Guest memory below the gap that holds something, but for `page_structures`, most of which are of memory that nobody uses.
+fn lively(
+    template: &File,
+    memory_bytes: u64,
+    mut page_structures: Vec<Range<u64>>,
+) -> io::Result<Vec<Range<u64>>> {
+    page_structures.sort_by_key(|range| range.start);
+    let parts = data(template, memory_bytes.min(memory::GAP))?;
+    Ok(parts.into_iter().flat_map(|(start, end)| without(start..end, &page_structures)).collect())
+}
+
 /// What writes a template of this machine as soon as the agent has greeted and has nothing to do.
 pub struct Recorder {
     pub template: File,
@@ -247,12 +262,15 @@ impl Recorder {
         self.pause.during(&self.vcpus, |registers| {
             let devices = self.machine.frozen();
             let states = devices[..self.devices].iter().map(|device| device.state().clone()).collect();
+            let page_structures =
+                registers[0].page_tables().map_or(vec![], |tables| memmap::ranges(&self.memory, tables));
             let dedicated =
-                self.dedicated(&registers[0]).map_err(Error::host("find what machines can share"))?;
-            let state = State::take(&self.vm, &self.cpuid, registers, states, dedicated)?;
+                self.dedicated(&page_structures).map_err(Error::host("find what machines can share"))?;
             let failed = || Error::host("write a template");
             let memory_bytes = self.file.metadata().map_err(failed())?.len();
             save(&self.file, &self.template, memory_bytes).map_err(failed())?;
+            let lively = lively(&self.template, memory_bytes, page_structures).map_err(failed())?;
+            let state = State::take(&self.vm, &self.cpuid, registers, states, dedicated, lively)?;
             let state = postcard::to_stdvec(&state).map_err(|error| failed()(io::Error::other(error)))?;
             self.template.write_all_at(&state, memory_bytes).map_err(failed())
         })
@@ -260,11 +278,9 @@ impl Recorder {
 
     /// The guest memory that has one purpose from the start to the end, in which no buffer can lie: the kernel's code, its page structures,
     /// the agent's code.
-    fn dedicated(&self, boot: &Registers) -> io::Result<Vec<Range<u64>>> {
+    fn dedicated(&self, page_structures: &[Range<u64>]) -> io::Result<Vec<Range<u64>>> {
         let mut ranges = image::code(&self.kernel)?;
-        if let Some(tables) = boot.page_tables() {
-            ranges.extend(memmap::ranges(&self.memory, tables));
-        }
+        ranges.extend_from_slice(page_structures);
         let low = self.file.metadata()?.len().min(memory::GAP);
         ranges.extend(program::ranges(&self.file, &data(&self.file, low)?, &self.initramfs)?);
         Ok(largest(ranges))
@@ -340,6 +356,16 @@ mod tests {
         assert_eq!(without(2..9, &[0..1, 1..3, 5..6, 8..20]), [3..5, 6..8]);
         assert!(without(2..9, &[0..2, 9..10]).iter().eq([&(2..9)]));
         assert!(without(2..9, std::slice::from_ref(&(0..20))).is_empty());
+    }
+
+    #[test]
+    fn what_holds_something_is_lively_but_for_page_structures() {
+        let page = PAGE as u64;
+        let template = memory(&[(1, 1), (2, 2), (3, 3), (9, 1)], 12);
+        let pages = |range: Range<u64>| range.start / page..range.end / page;
+        let structures = vec![9 * page..10 * page, 2 * page..3 * page];
+        let found = lively(&template, 12 * page, structures).expect("looked through");
+        assert_eq!(found.into_iter().map(pages).collect::<Vec<_>>(), [1..2, 3..4]);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, OnceLock};
@@ -196,7 +197,8 @@ pub fn run() -> Result<End, Error> {
         Some(_) => Some(Arc::new(Pause::new(vcpus.len(), registers::msr_numbers(&kvm)?)?)),
         None => None,
     };
-    let (ended, _watch, threads) = start_vcpus(vcpus, &machine, pause.as_ref(), &event_loop)?;
+    let lively = snapshot.map_or(vec![], |(_, state)| state.lively);
+    let (ended, _watch, threads) = start_vcpus(vcpus, lively, &machine, pause.as_ref(), &event_loop)?;
     let recording = match (make, pause) {
         (Some(TemplateFds { file: template, parent }), Some(pause)) => {
             let done = signal()?;
@@ -279,15 +281,14 @@ fn read_order(file: &mut File) -> Result<Order, Error> {
 
 /// What this machine needs the kernel to know, then what the caller wants.
 fn command_line(spec: &VmSpec) -> String {
-    // No PCI bus, no PIT to check the timer against; of a console only what a panic says. keep: beyond the early boot.
+    // No PCI bus; of a console only what a panic says. keep: beyond the early boot.
     // reboot: a kernel with EFI takes reduced ACPI for a sign of that, and falls back to a BIOS that is not there.
-    let machine =
-        "reboot=a panic=-1 pci=off no_timer_check noreplace-smp cryptomgr.notests dummy.numdummies=0";
+    let machine = "reboot=a pci=off";
     let console = match spec.console {
         true => "console=ttyS0 earlyprintk=serial,0x3f8,115200",
         false => "quiet loglevel=3 8250.nr_uarts=0 earlyprintk=serial,0x3f8,115200,keep",
     };
-    format!("{machine} {console} {} {}", spec.growth_parameters(), spec.kernel_parameters)
+    format!("{machine} {} {console} {}", spec.parameters(), spec.kernel_parameters)
 }
 
 /// Connects device number `index` with the guest: registers, a kick for each queue, an interrupt line. With `state` it goes on as the
@@ -360,6 +361,7 @@ fn signal() -> Result<nix::sys::eventfd::EventFd, Error> {
 
 fn start_vcpus(
     vcpus: Vec<VcpuFd>,
+    mut lively: Vec<Range<u64>>,
     machine: &Arc<Machine>,
     pause: Option<&Arc<Pause>>,
     event_loop: &EventLoop,
@@ -373,7 +375,10 @@ fn start_vcpus(
         let (machine, ended, wake) = (Arc::clone(machine), Arc::clone(&ended), Arc::clone(&wake));
         let pause = pause.cloned();
         let thread = thread::Builder::new().name(format!("vcpu{id}")).stack_size(VCPU_STACK);
+        // The first one runs alone for now.
+        let lively = std::mem::take(&mut lively);
         let run = move || {
+            vcpu::map_ahead(&vcpu, &lively);
             // A second end is no news.
             let _ = ended.set(vcpu::run(id, &mut vcpu, &machine, pause.as_deref()));
             let _ = wake.write(1);

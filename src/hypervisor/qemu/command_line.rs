@@ -29,13 +29,10 @@ const MONITOR_FD: u32 = 5;
 
 /// On every machine that QEMU makes here.
 ///
-/// - `reboot=t panic=-1`: a guest that resets, or panics, does so by a triple fault, which `-no-reboot` makes the end of QEMU.
-/// - `no_timer_check`, `noreplace-smp`, `cryptomgr.notests`: checks whose answers are known here.
-/// - `dummy.numdummies=0`: no network device that nobody asked for.
+/// - `reboot=t`: a guest that resets, or panics, does so by a triple fault, which `-no-reboot` makes the end of QEMU.
 /// - `earlyprintk`: with `quiet` only what comes before the end of a broken guest. It writes to the port by itself, so the
 ///   serial driver, which would take the console over and takes 20 ms to find it, is told to look for none.
-const PARAMETERS: &str =
-    "reboot=t panic=-1 no_timer_check noreplace-smp cryptomgr.notests dummy.numdummies=0";
+const REBOOT: &str = "reboot=t";
 const QUIET: &str = "quiet earlyprintk=serial,ttyS0,115200,keep 8250.nr_uarts=0";
 const VERBOSE: &str = "console=ttyS0 loglevel=7";
 const MACHINE: &str = "q35,memory-backend=memory,smm=off,sata=off,smbus=off,vmport=off,hpet=off";
@@ -55,7 +52,7 @@ const PROPERTIES: [&str; 3] =
 fn kernel_parameters(spec: &VmSpec) -> String {
     let network = if plugs(spec) { NETWORK_PARAMETERS } else { "" };
     let console = if spec.console { VERBOSE } else { QUIET };
-    let words = [PARAMETERS, network, &spec.growth_parameters(), console, &spec.kernel_parameters];
+    let words = [REBOOT, &spec.parameters(), network, console, &spec.kernel_parameters];
     words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
