@@ -21,11 +21,10 @@ use oci_spec::runtime::Process;
 use serde::{Deserialize, Serialize};
 
 use crate::credentials::{self, Capabilities};
-use crate::executor;
 use crate::link::{self, Exec, Outcome, Place};
 use crate::lookup::words;
 use crate::seccomp::Filter;
-use crate::{kmsg, schedule, sys};
+use crate::{environment, executor, kmsg, schedule, sys};
 
 /// umask(2) of a process whose configuration names none.
 const UMASK: u32 = 0o022;
@@ -163,7 +162,7 @@ fn become_it(
         }
     };
     let variables = process.env().as_deref().unwrap_or_default();
-    let environment = executor::environment(variables, || home(user.uid()));
+    let environment = environment::complete(variables, || environment::home(user.uid()));
     let arguments = process.args().as_deref().unwrap_or_default();
     let (Some(file), Some(arguments), Some(environment)) = (
         executor::c_string(path.as_os_str().as_encoded_bytes()),
@@ -260,24 +259,6 @@ fn change_directory(process: &Process) -> Result<(), (Errno, String)> {
     }
 }
 
-/// The home directory that the container's /etc/passwd gives a user.
-fn home(uid: u32) -> Option<String> {
-    const LIMIT: u64 = 1 << 20;
-    // Not blocking: it may be a pipe.
-    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-    let file = File::from(open("/etc/passwd", flags, Mode::empty()).ok()?);
-    let mut text = Vec::new();
-    file.take(LIMIT).read_to_end(&mut text).ok()?;
-    home_in(&String::from_utf8_lossy(&text), uid)
-}
-
-fn home_in(passwd: &str, uid: u32) -> Option<String> {
-    passwd.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split(':').collect();
-        (fields.len() >= 6 && fields[2].parse() == Ok(uid)).then(|| fields[5].to_owned())
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -292,12 +273,5 @@ mod tests {
         let filter = Filter::from_bytes(&[1; 24]).expect("a filter");
         let (_, read) = Order::read(order.write(Some(&filter)).expect("written")).expect("read");
         assert_eq!(read, Some(filter));
-    }
-
-    #[test]
-    fn homes_are_found_by_number() {
-        let passwd = "root:x:0:0:root:/root:/bin/sh\nbroken\nuser:x:1000:1001::/home/u:/bin/sh\n";
-        assert_eq!(home_in(passwd, 1000), Some("/home/u".into()));
-        assert_eq!(home_in(passwd, 5), None);
     }
 }

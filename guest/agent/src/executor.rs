@@ -19,7 +19,7 @@ use crate::credentials::Capabilities;
 use crate::hooks::StartHooks;
 use crate::report::Report;
 use crate::seccomp::Filter;
-use crate::{lookup, sys};
+use crate::{environment, lookup, sys};
 
 /// The search path of a process whose environment has none: libc's.
 pub const DEFAULT_PATH: &str = "/bin:/usr/bin";
@@ -28,7 +28,9 @@ pub const DEFAULT_PATH: &str = "/bin:/usr/bin";
 #[derive(Clone)]
 pub struct GuestExecutor {
     report: Report,
-    /// Where libcontainer found the user's home to be.
+    /// The user whose home is to be found: the spec's last variable is a HOME in its place.
+    homeless: Option<u32>,
+    /// Where that is.
     home: RefCell<Option<String>>,
     /// Become the descriptors from 3 on.
     preserved: Arc<Vec<OwnedFd>>,
@@ -42,13 +44,14 @@ pub struct GuestExecutor {
 impl GuestExecutor {
     pub fn new(
         report: Report,
+        homeless: Option<u32>,
         preserved: Vec<OwnedFd>,
         hooks: StartHooks,
         filter: Option<Filter>,
         capabilities: Option<Capabilities>,
     ) -> Self {
         let (home, preserved) = (RefCell::new(None), Arc::new(preserved));
-        Self { report, home, preserved, hooks, filter, capabilities }
+        Self { report, homeless, home, preserved, hooks, filter, capabilities }
     }
 
     fn confine(&self) -> Result<(), String> {
@@ -68,8 +71,8 @@ impl Executor for GuestExecutor {
         })
     }
 
-    fn setup_envs(&self, envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
-        *self.home.borrow_mut() = envs.get("HOME").cloned();
+    fn setup_envs(&self, _: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        *self.home.borrow_mut() = self.homeless.and_then(environment::home);
         Ok(())
     }
 
@@ -86,7 +89,8 @@ impl Executor for GuestExecutor {
         let process = spec.process().as_ref();
         let arguments = process.and_then(|process| process.args().as_deref()).unwrap_or_default();
         let variables = process.and_then(|process| process.env().as_deref()).unwrap_or_default();
-        let environment = environment(variables, || self.home.borrow().clone());
+        let given = variables.len() - usize::from(self.homeless.is_some());
+        let environment = environment::complete(&variables[..given], || self.home.borrow().clone());
         let (Some(file), Some(arguments), Some(variables)) =
             (c_string(path.as_os_str().as_bytes()), c_strings(arguments), c_strings(&environment))
         else {
@@ -146,33 +150,6 @@ pub fn program(process: &Process) -> Result<PathBuf, String> {
     lookup::find(command, path.unwrap_or(DEFAULT_PATH)).map_err(|error| error.to_string())
 }
 
-/// The environment as given, in its order; of a repeated name the last value counts, at the first one's place. HOME is
-/// added when it is missing or empty: then it is looked for.
-pub fn environment(variables: &[String], home: impl FnOnce() -> Option<String>) -> Vec<String> {
-    let mut result: Vec<String> = Vec::with_capacity(variables.len() + 1);
-    let mut places: HashMap<&str, usize> = HashMap::with_capacity(variables.len());
-    for variable in variables {
-        let name = variable.split_once('=').map_or(variable.as_str(), |(name, _)| name);
-        match places.get(name) {
-            Some(&place) => result[place] = variable.clone(),
-            None => {
-                places.insert(name, result.len());
-                result.push(variable.clone());
-            }
-        }
-    }
-    let place = places.get("HOME").copied();
-    if place.is_none_or(|place| result[place] == "HOME=" || result[place] == "HOME") {
-        let home = home().filter(|home| !home.is_empty());
-        let variable = format!("HOME={}", home.as_deref().unwrap_or("/"));
-        match place {
-            Some(place) => result[place] = variable,
-            None => result.push(variable),
-        }
-    }
-    result
-}
-
 pub fn c_string(bytes: &[u8]) -> Option<CString> {
     CString::new(bytes).ok()
 }
@@ -184,25 +161,6 @@ pub fn c_strings(strings: &[String]) -> Option<Vec<CString>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn owned(variables: &[&str]) -> Vec<String> {
-        variables.iter().map(|&variable| variable.to_owned()).collect()
-    }
-
-    #[test]
-    fn the_environment_keeps_its_order_and_last_values() {
-        let given = owned(&["B=1", "A=2", "B=3", "HOME=/h", "ODD"]);
-        assert_eq!(
-            environment(&given, || unreachable!("it is given")),
-            owned(&["B=3", "A=2", "HOME=/h", "ODD"])
-        );
-    }
-
-    #[test]
-    fn home_is_filled_in() {
-        assert_eq!(environment(&owned(&["A=1"]), || Some("/root".to_owned())), owned(&["A=1", "HOME=/root"]));
-        assert_eq!(environment(&owned(&["HOME=", "A=1"]), || None), owned(&["HOME=/", "A=1"]));
-    }
 
     #[test]
     fn failures_of_execve_are_worded_as_runcs() {

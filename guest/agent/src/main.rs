@@ -18,6 +18,7 @@ mod cmdline;
 mod containers;
 mod credentials;
 mod devices;
+mod environment;
 mod exec;
 mod executor;
 mod freezer;

@@ -11,7 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat, mknod};
@@ -52,7 +52,8 @@ pub fn prepare(spec: &mut Spec, bundle: &Path) -> Result<Rest, String> {
     let root = spec.root().as_ref().ok_or("root must be set in config.json")?;
     let is_read_only = root.readonly().unwrap_or(false);
     let root = root.path().clone();
-    let root = File::open(&root).map_err(|error| format!("cannot open {}: {error}", root.display()))?;
+    let root = open(&root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(|error| format!("cannot open {}: {}", root.display(), error.desc()))?;
     let mut rest = Rest::default();
     if let Some(linux) = spec.linux_mut() {
         rest.readonly_paths = linux.readonly_paths_mut().take().unwrap_or_default();
@@ -168,11 +169,11 @@ fn take_options(entry: &mut Mount, root: BorrowedFd<'_>, rest: &mut Rest) -> Res
     let destination = entry.destination().clone();
     let is_bind = is_bind(entry);
     let is_tmpfs = entry.typ().as_deref() == Some("tmpfs");
-    let below =
-        if is_tmpfs { open_in(root, &destination, OFlag::O_RDONLY | OFlag::O_DIRECTORY).ok() } else { None };
     let options = entry.options_mut().get_or_insert_with(Vec::new);
-    if let Some(below) = &below
+    let below = |flag| open_in(root, &destination, flag | OFlag::O_DIRECTORY).ok();
+    if is_tmpfs
         && !options.iter().any(|option| option.starts_with("mode="))
+        && let Some(below) = below(OFlag::O_PATH)
         && let Ok(status) = nix::sys::stat::fstat(below)
     {
         options.push(format!("mode={:o}", status.st_mode & 0o7777));
@@ -201,7 +202,7 @@ fn take_options(entry: &mut Mount, root: BorrowedFd<'_>, rest: &mut Rest) -> Res
     if copies && !is_tmpfs {
         return Err(format!("mount {}: tmpcopyup is for tmpfs only", destination.display()));
     }
-    if copies && let Some(below) = below {
+    if copies && let Some(below) = below(OFlag::O_RDONLY) {
         rest.copies.push((destination, below));
     }
     Ok(())
@@ -267,6 +268,9 @@ fn make_working_directory(root: BorrowedFd<'_>, directory: &Path, mounts: &[Moun
 }
 
 fn make_directories(root: BorrowedFd<'_>, path: &Path) -> nix::Result<()> {
+    if open_in(root, path, OFlag::O_PATH | OFlag::O_DIRECTORY).is_ok() {
+        return Ok(());
+    }
     let mut so_far = PathBuf::from("/");
     for component in path.components() {
         let Component::Normal(name) = component else { continue };

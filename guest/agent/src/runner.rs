@@ -107,7 +107,7 @@ fn make(
         ),
         None => None,
     };
-    let executor = GuestExecutor::new(report, preserved, hooks, filter, aside.capabilities);
+    let executor = GuestExecutor::new(report, aside.homeless, preserved, hooks, filter, aside.capabilities);
     let built = build(create, stdio, executor, &bundle, listener.is_some().then_some(console.as_path()));
     let _ = fs::remove_file(&console);
     let pid = built

@@ -26,6 +26,8 @@ pub struct Aside {
     pub user: u32,
     pub own_pid_namespace: bool,
     pub terminal: bool,
+    /// The user whose home is to be found, by [`crate::executor`]: the last variable stands in for it.
+    pub homeless: Option<u32>,
 }
 
 /// Reads a config.json. Capabilities that nobody knows are passed over, as runc does.
@@ -180,6 +182,14 @@ pub fn adapt(spec: &mut Spec, container: &str, processors: usize) -> Aside {
         } else {
             process.user().uid()
         };
+        // Without one, libcontainer asks libc, which loads what the image's /etc/nsswitch.conf names, into a process that is not
+        // confined by a seccomp profile yet.
+        let variables = process.env_mut().get_or_insert_with(Vec::new);
+        let home = variables.iter().rev().find_map(|variable| variable.strip_prefix("HOME="));
+        if home.is_none_or(str::is_empty) {
+            variables.push("HOME=/".to_owned());
+            aside.homeless = Some(process.user().uid());
+        }
         process.set_apparmor_profile(None);
         process.set_selinux_label(None);
         aside.seccomp = linux.seccomp().clone();
@@ -315,6 +325,19 @@ mod tests {
         let capabilities = process.capabilities().as_ref().expect("capabilities");
         assert_eq!(capabilities.bounding().as_ref().map(|set| set.len()), Some(0));
         assert!(spec.hooks().is_none());
+    }
+
+    #[test]
+    fn nobody_else_looks_for_a_home() {
+        for (given, homeless) in [(r#""HOME=/h""#, false), (r#""HOME=/h","HOME=""#, true), (r#""A=1""#, true)]
+        {
+            let mut spec = minimal(&format!(r#","env":[{given}]"#), "");
+            let aside = adapt(&mut spec, "c", 1);
+            let variables =
+                spec.process().as_ref().and_then(|process| process.env().clone()).expect("variables");
+            assert_eq!(aside.homeless, homeless.then_some(5));
+            assert_eq!(variables.last().is_some_and(|last| last == "HOME=/"), homeless);
+        }
     }
 
     #[test]
