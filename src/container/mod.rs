@@ -10,6 +10,7 @@ mod console;
 pub mod debug;
 mod exec;
 mod flow;
+mod follow;
 pub mod gc;
 mod hooks;
 mod id;
@@ -30,6 +31,7 @@ mod stdio;
 mod task;
 mod usage;
 mod wait;
+mod watch;
 
 use std::path::PathBuf;
 

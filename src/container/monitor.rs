@@ -16,6 +16,7 @@ use oci_spec::runtime::{LinuxResources, Spec};
 use super::block;
 use super::console::Console;
 use super::flow::Flow;
+use super::follow;
 use super::hooks::{self, Moment};
 use super::network::{Choice, Watched};
 use super::notify;
@@ -24,12 +25,13 @@ use super::record::{self, Record, Status, Store};
 use super::resolver::Resolver;
 use super::signals::{Signals, Watch};
 use super::stdio::{Pumps, Stdio, Streams};
+use super::watch::Watcher;
 use super::{Error, KILLED, Request, lifecycle, pod, system, validate, wait};
 use crate::agent::{self, Agent, OomWatch};
 use crate::bundle::{Bundle, Role, guest_spec};
 use crate::cgroup::{self, Limits, Overhead};
 use crate::config::{Config, Guest};
-use crate::fsd::FsdSpec;
+use crate::fsd::{Entry, FsdSpec};
 use crate::hypervisor::{BLOCK_SLOTS, select};
 use crate::log;
 use crate::sandbox::{self, Booting, Bounds, Joined, Plan, Sandbox, Size, Timeline};
@@ -68,6 +70,9 @@ pub struct Monitor {
     /// This process's way out of them.
     member: Option<cgroup::Member>,
     place: Option<Place>,
+    /// Entries of the share, to be kept in step with the host's mounts once the container is made; then what does so.
+    followed: Vec<Entry>,
+    follower: Option<Watcher>,
     pumps: Option<Pumps>,
     /// The container was created (and started, if so asked), and whoever asked knows.
     is_up: bool,
@@ -151,6 +156,8 @@ impl Monitor {
             cgroup,
             member: None,
             place: None,
+            followed: Vec::new(),
+            follower: None,
             pumps: None,
             is_up: false,
             timeline,
@@ -231,6 +238,7 @@ impl Monitor {
         if let Some(pumps) = &pumps {
             pumps.flow().tell();
         }
+        self.follower = None;
         if let Some(network) = &mut self.network {
             network.stop();
         }
@@ -280,6 +288,7 @@ impl Monitor {
     /// # Errors
     /// The record cannot be written or removed.
     pub fn leave(&mut self) -> Result<(), Error> {
+        self.follower = None;
         self.pumps = None;
         self.place = None;
         if let Some(Err(error)) =
@@ -321,6 +330,7 @@ impl Monitor {
     fn boot(&mut self, signals: Option<Signals>) -> Result<(Spec, Option<Watch>), Error> {
         let share = share::plan(&self.request.id, &self.bundle, &[])?;
         let spec = guest_spec(&self.bundle.spec, &share.paths, None);
+        self.followed = share.followed.clone();
         let booting = self.launch(share)?;
         let watch = signals.map(|signals| signals.watch_boot(Some(booting.vm().pidfd()))).transpose();
         let watch = watch.map_err(system("watch signals"))?;
@@ -360,6 +370,7 @@ impl Monitor {
         self.enter_cgroup(0, self.bundle.resources().cloned().as_ref())?;
         let membership = pod::join(&self.store, &self.config, &self.request.id, &self.bundle, sandbox)?;
         self.record = membership.record;
+        self.followed = membership.share.followed;
         if let Some(lack) = membership.size.and_then(|size| size.lacks(self.bundle.resources())) {
             tracing::warn!(
                 "container {} may use more than the virtual machine of its pod has, which does not grow further: {lack}; let the \
@@ -405,7 +416,7 @@ impl Monitor {
             id: self.request.id.clone(),
             entries: share.new,
             cache: self.config.share.cache,
-            grows: is_sandbox,
+            grows: is_sandbox || !share.followed.is_empty(),
             limits: self.config.jail,
         };
         // Others may bring theirs.
@@ -481,6 +492,9 @@ impl Monitor {
         block::give(&self.store, &self.record, &self.bundle.spec, &mut spec, place.agent())?;
         place.agent().create_container(&self.request.id, to_json(&spec), names, size)?;
         self.timeline.mark("container.created");
+        let sandbox = self.record.sandbox.as_ref().unwrap_or(&self.request.id);
+        self.follower =
+            follow::start(&self.store, sandbox, std::mem::take(&mut self.followed), place.agent())?;
         self.record = self.store.change(&self.request.id, |record| record.status = Status::Created)?;
         let mut pumps = stdio.start().map_err(system("start the standard streams"))?;
         moving.start(&mut pumps).map_err(system("start the preserved descriptors' streams"))?;

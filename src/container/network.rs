@@ -1,30 +1,19 @@
 //! A container's network namespace: entered by its monitor, so that hooks and callers find it there, and kept in step with the sandbox's
 //! network from then on ([`Watched`]).
 
-use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
-
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::poll::PollFlags;
 use oci_spec::runtime::Spec;
 
 use super::ports::Ports;
 use super::record::{Error as StateError, Record, State, Status, Store};
 use super::resolver::Resolver;
+use super::watch::{News, Watcher};
 use super::{Error, system};
 use crate::agent::Agent;
 use crate::config::{self, HostNetwork};
 use crate::net::{self, Events, Layout, Namespace, Wanted};
 use crate::sandbox::Size;
 use crate::sandbox::network::{Error as NetworkError, Misfit, Network};
-
-/// Changes come in bursts: what makes an interface takes several steps. So long after the last one they are looked at.
-const SETTLED: Duration = Duration::from_millis(30);
-/// So long after the first one they are looked at in any case.
-const AT_LATEST: Duration = Duration::from_millis(500);
 
 /// The network namespace that a container is to have.
 #[derive(Debug)]
@@ -174,7 +163,8 @@ impl Watched {
             let namespace = self.namespace.try_clone()?;
             let look =
                 move || catch_up(&store, &own, &agent).and_then(|()| resolver.catch_up(&namespace, &agent));
-            self.watcher = Some(Watcher::start(events, id.to_owned(), look)?);
+            let news = News { of: events, flag: PollFlags::POLLIN, take: Events::drain };
+            self.watcher = Some(Watcher::start(news, format!("the network of {id}"), look)?);
         }
         Ok(store.change(id, |record| record.network = network)?)
     }
@@ -208,47 +198,6 @@ impl Watched {
     }
 }
 
-/// A thread that looks whenever something has changed. Dropped, it has ended.
-struct Watcher {
-    stop: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Watcher {
-    fn start(
-        events: Events,
-        id: String,
-        mut look: impl FnMut() -> Result<(), Error> + Send + 'static,
-    ) -> Result<Self, Error> {
-        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map(Arc::new);
-        let stop = stop.map_err(|errno| system("make an eventfd")(errno.into()))?;
-        let until = Arc::clone(&stop);
-        let work = move || {
-            while wait(&events, || events.drain(), &until) {
-                match look() {
-                    // Deleted meanwhile.
-                    Err(Error::State(StateError::Missing(_))) => return,
-                    Err(error) => tracing::warn!("the network of {id}: {}", crate::log::chain(&error)),
-                    Ok(()) => {}
-                }
-            }
-        };
-        let thread = thread::Builder::new().name("network".into()).stack_size(256 << 10);
-        let thread = thread.spawn(work).map_err(system("watch the network namespace"))?;
-        Ok(Self { stop, thread: Some(thread) })
-    }
-}
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        let _ = self.stop.write(1);
-        if let Some(thread) = self.thread.take() {
-            // A panic ends the process.
-            let _ = thread.join();
-        }
-    }
-}
-
 fn catch_up(store: &Store, id: &str, agent: &Agent) -> Result<(), Error> {
     let state = store.lock(id)?;
     let mut record = state.read()?;
@@ -261,57 +210,4 @@ fn catch_up(store: &Store, id: &str, agent: &Agent) -> Result<(), Error> {
         state.write(&record)?;
     }
     Ok(())
-}
-
-/// Waits until something has changed and no more does, or for [`AT_LATEST`]; false when it is time to end.
-fn wait(events: &impl AsFd, drain: impl Fn(), stop: &EventFd) -> bool {
-    let mut first = None;
-    loop {
-        let left = first.map(|first: Instant| AT_LATEST.saturating_sub(first.elapsed()).min(SETTLED));
-        let timeout =
-            left.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO));
-        let mut fds =
-            [PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(events.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, timeout) {
-            Ok(0) => return true,
-            Ok(_) if fds[0].any() == Some(true) => return false,
-            Ok(_) => {
-                drain();
-                if left == Some(Duration::ZERO) {
-                    return true;
-                }
-                first.get_or_insert_with(Instant::now);
-            }
-            Err(Errno::EINTR) => {}
-            Err(_) => return false,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::mpsc;
-
-    use super::*;
-
-    #[test]
-    fn changes_that_never_pause_are_looked_at() {
-        let restless = EventFd::from_value(1).expect("an eventfd");
-        let stop = EventFd::new().expect("an eventfd");
-        let (sender, looked) = mpsc::channel();
-        // Left behind where it waits for ever.
-        thread::spawn(move || {
-            sender.send(wait(&restless, || thread::sleep(Duration::from_millis(1)), &stop))
-        });
-        assert_eq!(looked.recv_timeout(Duration::from_secs(30)), Ok(true));
-    }
-
-    #[test]
-    fn what_has_settled_is_looked_at_and_an_end_is_one() {
-        let (events, stop) = (EventFd::new().expect("an eventfd"), EventFd::new().expect("an eventfd"));
-        events.write(1).expect("something changes");
-        assert!(wait(&events, || assert_eq!(events.read(), Ok(1)), &stop));
-        stop.write(1).expect("told");
-        assert!(!wait(&events, || (), &stop));
-    }
 }

@@ -24,6 +24,15 @@ pub fn detach(process: ProcessId, names: &[PathBuf]) -> Result<(), Error> {
     jail::withdraw(process, names).map_err(failed)
 }
 
+/// Makes the mounts below entries of the server those that are below their sources on the host now: the names that are gone.
+///
+/// # Errors
+/// [`Error::Gone`] when the server has ended; [`Error::Jail`].
+pub fn follow(process: ProcessId, entries: &[Entry]) -> Result<Vec<PathBuf>, Error> {
+    let binds: Vec<Bind> = entries.iter().cloned().map(Bind::from).collect();
+    jail::follow(process, &binds).map_err(failed)
+}
+
 fn failed(error: jail::Error) -> Error {
     match error {
         jail::Error::Ended => Error::Gone,

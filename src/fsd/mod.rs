@@ -21,7 +21,7 @@ use crate::config::{self, Cache};
 use crate::jail::Bind;
 use crate::sys::id_map::IdMap;
 
-pub use join::{attach, detach};
+pub use join::{attach, detach, follow};
 pub use launch::{Ending, Error, Fsd, launch, socket};
 pub use serve::main;
 

@@ -64,7 +64,10 @@ pub fn withdraw(helper: ProcessId, targets: &[PathBuf]) -> Result<(), Error> {
 }
 
 /// Runs `work` where a helper lives, in its mount namespace and its root, and nothing else there.
-fn inside<T: Send>(helper: ProcessId, work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
+pub(super) fn inside<T: Send>(
+    helper: ProcessId,
+    work: impl FnOnce() -> Result<T, Error> + Send,
+) -> Result<T, Error> {
     let process = helper.open().map_err(step("open the process of a helper"))?.ok_or(Error::Ended)?;
     let root = open_root(helper)?;
     let work = || {

@@ -12,6 +12,7 @@
 
 mod enter;
 mod extend;
+mod follow;
 mod root;
 mod spawn;
 
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 pub use enter::enter;
 pub use extend::{extend, withdraw};
+pub use follow::follow;
 pub use root::{Bind, Device, Root, System};
 pub use spawn::{Child, Spawn};
 

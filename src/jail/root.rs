@@ -216,6 +216,11 @@ fn copy_node(host: &FileStat, kind: SFlag, target: &Path, root: BorrowedFd<'_>) 
     Ok(fchownat(&parent, name.as_c_str(), Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?)
 }
 
+/// Makes a mount one of a share.
+pub(super) fn restrict_share(tree: BorrowedFd<'_>, readonly: bool) -> io::Result<()> {
+    restrict(tree, SHARE_ATTRIBUTES | if readonly { READONLY } else { 0 })
+}
+
 fn restrict(tree: BorrowedFd<'_>, attributes: Attributes) -> io::Result<()> {
     match mount::set_attributes(tree, attributes, true) {
         // Linux before 5.14 has no NOSYMFOLLOW. The file server opens with O_NOFOLLOW in any case.

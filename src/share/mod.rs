@@ -37,6 +37,8 @@ pub struct Plan {
     pub used: Vec<Used>,
     /// Those of them that are not served yet.
     pub new: Vec<Entry>,
+    /// Those in which the container is to see what the host mounts there later.
+    pub followed: Vec<Entry>,
     pub paths: GuestPaths,
 }
 
@@ -52,7 +54,7 @@ pub struct Plan {
 /// [`Error::BindSource`] when the source of a bind mount does not exist.
 pub fn plan(folder: &str, bundle: &Bundle, served: &[Used]) -> Result<Plan, Error> {
     let paths = GuestPaths { root: PathBuf::new(), binds: Default::default(), hooks: Vec::new() };
-    let mut plan = Plan { used: Vec::new(), new: Vec::new(), paths };
+    let mut plan = Plan { used: Vec::new(), new: Vec::new(), followed: Vec::new(), paths };
     let readonly = bundle.spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
     let rootfs = |source| Error::Dir { path: bundle.rootfs.clone(), source };
     let file = identity(&bundle.rootfs).map_err(rootfs)?;
@@ -63,8 +65,8 @@ pub fn plan(folder: &str, bundle: &Bundle, served: &[Used]) -> Result<Plan, Erro
         let Some(source) = mount.source().as_ref().filter(|_| is_bind(mount)) else { continue };
         if let Some(option) = sharing(mount.options()) {
             tracing::warn!(
-                "{} is mounted as {option}, but mounts do not pass between the host and a virtual machine: what the container mounts \
-                 there is not on the host, nor the other way round",
+                "{} is mounted as {option}, but mounts do not pass from a virtual machine to the host: what the container mounts \
+                 there is not on the host",
                 mount.destination().display()
             );
         }
@@ -93,16 +95,21 @@ pub fn plan(folder: &str, bundle: &Bundle, served: &[Used]) -> Result<Plan, Erro
             let is_it = entry.source == source && used.file == file && entry.id_map == id_map;
             is_it && (entry.readonly == readonly || !entry.readonly)
         };
-        let path = if let Some(used) = plan.used.iter().find(suits) {
-            guest_path(&used.entry)
+        let entry = if let Some(used) = plan.used.iter().find(suits) {
+            used.entry.clone()
         } else if let Some(used) = served.iter().find(suits) {
             plan.used.push(used.clone());
-            guest_path(&used.entry)
+            used.entry.clone()
         } else {
             let name = Path::new(folder).join("mounts").join(index.to_string());
-            plan.add(Used { entry: Entry { name, source, readonly, id_map }, file })
+            let entry = Entry { name, source, readonly, id_map };
+            plan.add(Used { entry: entry.clone(), file });
+            entry
         };
-        plan.paths.binds.insert(index, path);
+        plan.paths.binds.insert(index, guest_path(&entry));
+        if follows(mount.options()) && entry.source.is_dir() && !plan.followed.contains(&entry) {
+            plan.followed.push(entry);
+        }
     }
     let hooks = bundle.spec.hooks().as_ref().and_then(|hooks| hooks.create_container().as_ref());
     for (index, hook) in hooks.into_iter().flatten().enumerate() {
@@ -143,6 +150,11 @@ fn is_readonly(options: &Option<Vec<String>>) -> bool {
 /// `rprivate`, and docker in some places for `rslave`.
 fn sharing(options: &Option<Vec<String>>) -> Option<&str> {
     options.iter().flatten().map(String::as_str).find(|option| ["shared", "rshared"].contains(option))
+}
+
+/// Whether the container is to see what is mounted on the host later (`HostToContainer`).
+fn follows(options: &Option<Vec<String>>) -> bool {
+    options.iter().flatten().any(|option| ["slave", "rslave", "shared", "rshared"].contains(&option.as_str()))
 }
 
 /// linux/magic.h has those that nix has not: configfs, efivarfs, binfmt_misc, pstore.
@@ -228,6 +240,16 @@ mod tests {
         assert_eq!(plan.paths.binds[&1], Path::new("/run/rt/share/c1/mounts/1"));
         assert_eq!(plan.paths.binds[&2], Path::new("/dev/null"));
         assert_eq!(plan.paths.binds[&3], Path::new("/proc/sys"));
+    }
+
+    #[test]
+    fn who_asks_for_it_sees_later_mounts() {
+        let bind = |to: &str, option: &str| json!({"destination": to, "type": "bind", "source": "rootfs", "options": [option]});
+        let plan =
+            planned(json!([bind("/a", "rprivate"), bind("/b", "rslave"), bind("/c", "rshared")])).unwrap();
+        let followed: Vec<_> = plan.followed.iter().map(|entry| entry.name.to_str().unwrap()).collect();
+        assert_eq!(followed, ["c1/mounts/0"]);
+        assert!(planned(json!([bind("/a", "rprivate")])).unwrap().followed.is_empty());
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod fd;
 pub mod id_map;
 pub mod memory;
 pub mod mount;
+pub mod mountinfo;
 pub mod pidfd;
 pub mod process;
 pub mod progress;

@@ -87,6 +87,16 @@ pub fn clone_tree(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
     })?
 }
 
+/// The same of a place that is open, and of its mount alone.
+///
+/// # Errors
+/// What open_tree(2) says.
+pub fn clone_of(place: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as libc::c_uint;
+    // SAFETY: a string that outlives the call, and numbers.
+    descriptor(unsafe { libc::syscall(libc::SYS_open_tree, place.as_raw_fd(), c"".as_ptr(), flags) })
+}
+
 /// Sets attributes of a mount, or of all mounts of a tree, and makes the latter private.
 ///
 /// # Errors
@@ -144,10 +154,18 @@ fn change_attributes(tree: BorrowedFd<'_>, attributes: &libc::mount_attr, recurs
 /// # Errors
 /// What move_mount(2) says.
 pub fn attach(tree: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
-    move_mount(tree, dir.as_raw_fd(), name)
+    move_mount(tree, dir.as_raw_fd(), name, 0)
 }
 
-fn move_mount(tree: BorrowedFd<'_>, dir: RawFd, name: &CStr) -> io::Result<()> {
+/// Attaches a detached tree at a place that is open.
+///
+/// # Errors
+/// What move_mount(2) says.
+pub fn attach_at(tree: BorrowedFd<'_>, place: BorrowedFd<'_>) -> io::Result<()> {
+    move_mount(tree, place.as_raw_fd(), c"", libc::MOVE_MOUNT_T_EMPTY_PATH)
+}
+
+fn move_mount(tree: BorrowedFd<'_>, dir: RawFd, name: &CStr, flags: libc::c_uint) -> io::Result<()> {
     // SAFETY: strings that outlive the call, and numbers.
     done(unsafe {
         libc::syscall(
@@ -156,7 +174,7 @@ fn move_mount(tree: BorrowedFd<'_>, dir: RawFd, name: &CStr) -> io::Result<()> {
             c"".as_ptr(),
             dir,
             name.as_ptr(),
-            libc::MOVE_MOUNT_F_EMPTY_PATH,
+            libc::MOVE_MOUNT_F_EMPTY_PATH | flags,
         )
     })
 }
@@ -193,7 +211,7 @@ pub fn leave_propagation() -> io::Result<()> {
 /// # Errors
 /// What move_mount(2) says.
 pub fn attach_over_root(tree: BorrowedFd<'_>) -> io::Result<()> {
-    move_mount(tree, libc::AT_FDCWD, c"/")
+    move_mount(tree, libc::AT_FDCWD, c"/", 0)
 }
 
 /// Makes an attached tree the root and the working directory of this process, and lets go of every other mount of its namespace.

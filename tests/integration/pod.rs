@@ -3,14 +3,15 @@
 //! The bundles are the recorded ones (fixtures/) with paths of this host, and ours where a test needs its own mounts.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::shell::{Bundle, Container, Place, host, patience, place, skipped};
+use crate::shell::{Bundle, Container, Place, Processes, host, patience, place, skipped};
 
 const KIND: &str = "io.kubernetes.cri.container-type";
 const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
@@ -505,6 +506,97 @@ fn the_machine_is_as_large_as_the_pods_limits() {
 }
 
 /// Each container's filter is its own, and holds for what is executed in it.
+/// Mounted by the host, until dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    /// A file system of its own at `place`, with a file in it.
+    fn at(place: PathBuf, content: &str) -> Self {
+        mount(Some("followed by rt"), &place, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        fs::write(place.join("file"), content).unwrap();
+        Self(place)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        umount2(&self.0, MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+#[test]
+fn what_the_host_mounts_later_is_seen_by_who_asks() {
+    let volumes = tempfile::tempdir().unwrap();
+    let [followed, private] = ["followed", "private"].map(|name| {
+        let volume = volumes.path().join(name);
+        fs::create_dir_all(volume.join("sub")).unwrap();
+        fs::write(volume.join("sub/file"), "below\n").unwrap();
+        volume
+    });
+    let with_volumes = |mut bundle: Bundle| {
+        bundle.mount("/followed", "bind", followed.to_str().unwrap(), &["rbind", "rslave"]);
+        bundle.mount("/private", "bind", private.to_str().unwrap(), &["rbind", "rprivate"]);
+        bundle
+    };
+    let pod = with_volumes(sandbox());
+    let sandbox = running(&pod);
+    let bundle = with_volumes(member(&pod, sandbox.pid(), "exec sleep 100000"));
+    let member = running(&bundle);
+    let reads = |container: &Container<'_>, file: &str| {
+        let ended = container.exec(&[], &["cat", file]);
+        String::from_utf8_lossy(&ended.stdout).trim().to_owned()
+    };
+    let both = |file: &str, content: &str| {
+        for container in [&sandbox, &member] {
+            eventually(content, || reads(container, file) == content);
+        }
+    };
+    both("/followed/sub/file", "below");
+    let above = Mounted::at(followed.join("sub"), "above\n");
+    let aside = Mounted::at(private.join("sub"), "aside\n");
+    both("/followed/sub/file", "above");
+    fs::create_dir(followed.join("sub/deep")).unwrap();
+    let deep = Mounted::at(followed.join("sub/deep"), "deep\n");
+    both("/followed/sub/deep/file", "deep");
+    assert_eq!(reads(&member, "/private/sub/file"), "below");
+    // Held by the guest, which is no reason for the host to wait.
+    member.exec(&["-d"], &["/bin/sh", "-c", "cd /followed/sub/deep; exec sleep 100000 <file"]).code(0);
+    for Mounted(place) in [&deep, &above] {
+        umount2(place, MntFlags::empty()).unwrap();
+    }
+    std::mem::forget((deep, above));
+    both("/followed/sub/file", "below");
+    let server = Processes::of(&pod.id).with_role("fsd").unwrap();
+    eventually("the end of the copies", || {
+        let mounts = fs::read_to_string(format!("/proc/{server}/mountinfo")).unwrap();
+        !mounts.contains("followed\\040by\\040rt")
+    });
+    drop(aside);
+}
+
+/// The guest's free memory, in KiB.
+fn free_kib(container: &Container<'_>) -> i64 {
+    let ended =
+        container.sh("while read name kib unit; do [ $name != MemFree: ] || echo $kib; done </proc/meminfo");
+    ended.code(0);
+    String::from_utf8_lossy(&ended.stdout).trim().parse().unwrap()
+}
+
+/// The kernel's tables for a second piece of percpu memory had been 4 MiB, which each pod paid for.
+#[test]
+fn a_second_container_takes_little_memory() {
+    let pod = sandbox();
+    let sandbox = running(&pod);
+    // The first process executed has something to pay for, too.
+    free_kib(&sandbox);
+    let before = free_kib(&sandbox);
+    let bundle = member(&pod, sandbox.pid(), "exec sleep 100000");
+    let member = bundle.create(&[]);
+    let took = before - free_kib(&sandbox);
+    assert!(took < 3 << 10, "{took} KiB");
+    drop(member);
+}
+
 #[test]
 fn a_seccomp_filter_is_one_containers() {
     let pause = sandbox();
