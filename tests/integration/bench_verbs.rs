@@ -14,13 +14,19 @@ const EXECS: usize = 100;
 const VERBS: [&str; 5] = ["create", "start", "state", "kill", "delete"];
 
 /// A runtime with a state directory of its own.
-struct Runtime {
+pub struct Runtime {
     name: &'static str,
     program: PathBuf,
     root: PathBuf,
+    config: Option<PathBuf>,
 }
 
 impl Runtime {
+    /// rt with that state directory and configuration.
+    pub fn rt(root: PathBuf, config: Option<PathBuf>) -> Self {
+        Self { name: "rt", program: rt_binary(), root, config }
+    }
+
     /// Those that are here and run the bundle.
     fn all(bundle: &Bundle) -> Vec<Self> {
         let peers = [("runc", "/usr/sbin/runc"), ("crun", "/usr/bin/crun")]
@@ -29,6 +35,7 @@ impl Runtime {
             name,
             program,
             root: bundle.path(&format!("run-{name}")),
+            config: None,
         });
         all.filter(|one| one.program.exists() && one.life(bundle, "probe").is_ok()).collect()
     }
@@ -37,11 +44,12 @@ impl Runtime {
         let mut command = Command::new(&self.program);
         command.arg("--root").arg(&self.root).args(args);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.envs(self.config.iter().map(|config| ("RT_CONFIG", config)));
         command
     }
 
     /// Wall time in ms, from fork to the exit that the caller sees.
-    fn time(&self, args: &[&str]) -> Result<f64, String> {
+    pub fn time(&self, args: &[&str]) -> Result<f64, String> {
         let begin = monotonic_ms();
         let status = self.command(args).status().map_err(|error| error.to_string())?;
         let took = monotonic_ms() - begin;
