@@ -31,7 +31,9 @@ enum Choice {
 /// [`Error::Unusable`] when the wanted kind cannot be used on this host, or none can.
 pub fn select(config: &Config) -> Result<(Box<dyn Hypervisor>, Option<String>), Error> {
     let find_qemu = || qemu::find(config.hypervisor.qemu.as_deref());
-    let (choice, warning) = choose(config.hypervisor.kind, probe(), find_qemu)?;
+    // A guest that has run here says what the probe would.
+    let kvm = if kvm::has_carried_guests() { Ok(()) } else { probe() };
+    let (choice, warning) = choose(config.hypervisor.kind, kvm, find_qemu)?;
     let hypervisor: Box<dyn Hypervisor> = match choice {
         Choice::Kvm => Box::new(kvm::Kvm { snapshot: config.snapshot.clone() }),
         Choice::Qemu(qemu) => Box::new(qemu),

@@ -39,7 +39,9 @@ mod vmm;
 
 pub use plug::{memory as plugged_memory, plug, plug_block};
 pub use probe::{DEVICE, Step, Unusable, address_bits, examine, probe};
-pub use template::{remove as remove_template, stale as stale_templates};
+pub use template::{
+    is_any_of_use as has_carried_guests, remove as remove_template, stale as stale_templates,
+};
 
 /// In the sandbox's state directory.
 const VSOCK: &str = "vsock.sock";

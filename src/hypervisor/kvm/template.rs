@@ -3,8 +3,8 @@
 //!
 //! The first sandbox of a kind leaves it behind, before anything of a bundle has reached the guest. Its file (see `snapshot`)
 //! appears under its name whole, by link(2); until then it has no name, and ends with the process that makes it. Whatever makes a
-//! machine differ is in the name: the shape, the command line, kernel, initramfs and rt as files, and the host's boot. Those
-//! last four ([`Origin`]) are at its end once more, for whoever tells which templates are of no use any more.
+//! machine differ is in the name: the shape, the command line, kernel, initramfs, rt and KVM's device as files, and the host's boot. Those
+//! last five ([`Origin`]) are at its end once more, for whoever tells which templates are of no use any more.
 //!
 //! The directory is in memory and the caller's alone: what lies there runs as the kernel of guests. It holds so many templates
 //! as are configured, those used last.
@@ -21,7 +21,7 @@ use nix::fcntl::{AtFlags, Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::TemplateUse;
+use super::{TemplateUse, probe};
 use crate::config;
 use crate::hypervisor::VmSpec;
 
@@ -176,7 +176,7 @@ fn answer(vmm: &UnixStream) -> io::Result<String> {
 /// What a template was made of, beside the shape of its machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Origin {
-    /// Kernel, initramfs and rt.
+    /// Kernel, initramfs and rt, and KVM's device, which is another one when its module has been loaded anew.
     files: Vec<(PathBuf, Identity)>,
     /// The host's.
     boot: String,
@@ -192,6 +192,7 @@ impl Origin {
             (spec.kernel.clone(), identity(&spec.kernel)?),
             (spec.initramfs.clone(), identity(&spec.initramfs)?),
             (fs::read_link(itself)?, identity(itself)?),
+            (probe::DEVICE.into(), identity(Path::new(probe::DEVICE))?),
         ];
         Ok(Self { files: files.into(), boot: boot()? })
     }
@@ -245,6 +246,20 @@ fn identity(path: &Path) -> io::Result<Identity> {
 
 fn boot() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim_end().into())
+}
+
+/// Whether a guest has run on this host's KVM since that was loaded: it has left a template.
+pub fn is_any_of_use() -> bool {
+    let of_use = || -> io::Result<bool> {
+        let directory = directory()?;
+        check(&directory)?;
+        let is_of_use = |path: PathBuf| {
+            let origin = File::open(path).and_then(|file| Origin::read(&file));
+            origin.is_ok_and(|origin| matches!(origin.is_past(), Ok(None)))
+        };
+        Ok(fs::read_dir(&directory)?.flatten().any(|entry| is_of_use(entry.path())))
+    };
+    of_use().unwrap_or(false)
 }
 
 /// Templates that no machine starts from any more, each with the reason.
