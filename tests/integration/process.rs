@@ -17,6 +17,23 @@ fn arguments_and_environment_are_exact() {
 }
 
 #[test]
+fn a_missing_home_is_looked_up_in_the_container() {
+    let mut bundle = Bundle::new();
+    std::fs::write(
+        bundle.rootfs("etc/passwd"),
+        "root:x:0:0:root:/r:/bin/sh\nu:x:1000:1000::/home/u:/bin/sh\n",
+    )
+    .unwrap();
+    bundle.config["process"]["env"] = json!(["PATH=/bin"]);
+    bundle.run(&["env"]).says(&["PATH=/bin", "HOME=/r"]);
+    bundle.config["process"]["env"] = json!(["HOME=", "PATH=/bin"]);
+    bundle.config["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+    bundle.run(&["env"]).says(&["HOME=/home/u", "PATH=/bin"]);
+    bundle.config["process"]["user"] = json!({"uid": 7, "gid": 7});
+    bundle.run(&["env"]).says(&["HOME=/", "PATH=/bin"]);
+}
+
+#[test]
 fn the_program_is_searched_in_the_process_path() {
     let mut bundle = Bundle::new();
     bundle.run(&["echo", "found"]).says(&["found"]);

@@ -189,6 +189,7 @@ fn a_damaged_template_is_thrown_away() {
         assert_eq!(runs(), [false, true, true], "cut to {damaged} of {length}");
     }
     // Its end is whole, but not the machine's state before that: the VMM finds out, boots, and the next one has a new template.
+    let length = fs::metadata(template).unwrap().len();
     let (mut tail, start) = (vec![0; 1 << 20], length - (1 << 20));
     fs::File::open(template).unwrap().read_exact_at(&mut tail, start).unwrap();
     let state = tail.windows(8).rposition(|window| window == b"rt snap1").unwrap();
