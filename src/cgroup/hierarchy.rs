@@ -6,6 +6,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::sys::mountinfo::{self, Mount};
+
 /// One cgroup file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hierarchy {
@@ -24,7 +26,7 @@ impl Hierarchy {
     /// # Errors
     /// /proc cannot be read.
     pub fn all() -> io::Result<Vec<Self>> {
-        Ok(parse(&fs::read_to_string("/proc/self/mountinfo")?, &fs::read_to_string("/proc/self/cgroup")?))
+        Ok(parse(&mountinfo::read("self")?, &fs::read_to_string("/proc/self/cgroup")?))
     }
 
     pub fn is_unified(&self) -> bool {
@@ -105,22 +107,17 @@ fn inherit_cpuset(parent: &Path, child: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// From the text of /proc/self/mountinfo and /proc/self/cgroup, as proc(5) and cgroups(7) describe them.
-fn parse(mounts: &str, places: &str) -> Vec<Hierarchy> {
+/// From what is mounted and the text of /proc/self/cgroup, as cgroups(7) describes it.
+fn parse(mounts: &[Mount], places: &str) -> Vec<Hierarchy> {
     let mut legacy: Vec<Hierarchy> = Vec::new();
     let mut unified = None;
-    for line in mounts.lines() {
-        let Some((head, tail)) = line.split_once(" - ") else { continue };
-        let (head, tail): (Vec<&str>, Vec<&str>) = (head.split(' ').collect(), tail.split(' ').collect());
-        let (Some(root), Some(mount), Some(kind)) = (head.get(3), head.get(4), tail.first()) else {
-            continue;
-        };
-        let options: Vec<&str> = tail.get(2).unwrap_or(&"").split(',').collect();
+    for mount in mounts {
+        let options: Vec<&str> = mount.options.split(',').collect();
         // Of the places' lines, ID:CONTROLLERS:PATH, the one whose controllers this mount has; version 2's has none.
         let place = places.lines().find_map(|line| {
             let mut parts = line.splitn(3, ':').skip(1);
             let (controllers, path) = (parts.next()?, parts.next()?);
-            let fits = match *kind {
+            let fits = match mount.kind.as_str() {
                 "cgroup" => {
                     !controllers.is_empty() && controllers.split(',').all(|name| options.contains(&name))
                 }
@@ -132,7 +129,8 @@ fn parse(mounts: &str, places: &str) -> Vec<Hierarchy> {
         let Some((controllers, place)) = place else { continue };
         let controllers: Vec<String> =
             controllers.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
-        let hierarchy = Hierarchy { mount: unescape(mount), root: unescape(root), place, controllers };
+        let (point, root) = (mount.point.clone(), mount.root.clone());
+        let hierarchy = Hierarchy { mount: point, root, place, controllers };
         if hierarchy.is_unified() {
             unified.get_or_insert(hierarchy);
         } else if legacy.iter().all(|other| other.controllers != hierarchy.controllers) {
@@ -145,11 +143,6 @@ fn parse(mounts: &str, places: &str) -> Vec<Hierarchy> {
         (false, Some(unified)) => vec![unified],
         _ => legacy,
     }
-}
-
-/// mountinfo writes a space as `\040`.
-fn unescape(text: &str) -> PathBuf {
-    text.replace("\\040", " ").into()
 }
 
 #[cfg(test)]
@@ -167,7 +160,10 @@ mod tests {
 
     #[test]
     fn version_1_wins_where_both_are() {
-        let found = parse(HYBRID, "3:memory:/user/a\n2:cpu,cpuacct:/\n1:name=systemd:/\n0::/x\n");
+        let found = parse(
+            &mountinfo::parse(HYBRID.as_bytes()),
+            "3:memory:/user/a\n2:cpu,cpuacct:/\n1:name=systemd:/\n0::/x\n",
+        );
         let mounts: Vec<_> = found.iter().map(|one| one.mount.to_str().unwrap()).collect();
         assert_eq!(mounts, ["/sys/fs/cgroup/memory", "/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/systemd"]);
         assert!(found[1].has("cpuacct") && !found[0].has("cpu") && !found[0].is_unified());
@@ -178,7 +174,7 @@ mod tests {
     #[test]
     fn version_2_alone() {
         let mounts = "33 24 0:29 /outer /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
-        let found = parse(mounts, "0::/outer/session/shell\n");
+        let found = parse(&mountinfo::parse(mounts.as_bytes()), "0::/outer/session/shell\n");
         assert_eq!(found.len(), 1);
         assert!(found[0].is_unified() && found[0].has("memory"));
         assert_eq!(found[0].own(), Path::new("/sys/fs/cgroup/session/shell"));
@@ -188,6 +184,6 @@ mod tests {
 
     #[test]
     fn a_host_without_cgroups_has_none() {
-        assert_eq!(parse("garbage\n1 2 - \n", ""), []);
+        assert_eq!(parse(&[], ""), []);
     }
 }

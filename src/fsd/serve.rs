@@ -5,10 +5,11 @@
 //! thread; the host's page cache answers most of them without waiting.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use super::FsdSpec;
 use crate::config::{self, Cache};
 use crate::jail::{self, Bind, Jail, Limits, Root, User};
+use crate::sys::mountinfo::{self, Mount};
 use crate::sys::{credentials, fd, memory, mount};
 
 /// The descriptors that `launch` passes.
@@ -179,8 +181,8 @@ impl Proc {
 fn config(descriptors: &Descriptors, proc: Proc, cache: Cache, grows: bool) -> io::Result<Config> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     let mut mountinfo = File::from(openat(&proc.own, "mountinfo", flags, Mode::empty())?);
-    let mut mounts = String::new();
-    mountinfo.read_to_string(&mut mounts)?;
+    let mut mounts = Vec::new();
+    mountinfo.read_to_end(&mut mounts)?;
     let (cache_policy, validity) = match cache {
         // What the guest has cached stays valid when a file is opened again, so starting a program does not fetch it and its
         // libraries anew; once VALIDITY is over, the next use asks for size and time of change, and a change
@@ -195,7 +197,7 @@ fn config(descriptors: &Descriptors, proc: Proc, cache: Cache, grows: bool) -> i
         attr_timeout: validity,
         // Written data is in the host's page cache when write(2) returns: the host sees it, and a guest that dies loses none.
         writeback: false,
-        announce_submounts: grows || several_devices(&mounts),
+        announce_submounts: grows || several_devices(&mountinfo::parse(&mounts)),
         readdirplus: true,
         xattr: true,
         xattrmap: Some(XattrMap::try_from(XATTR_RULES).map_err(io::Error::other)?),
@@ -217,23 +219,14 @@ fn config(descriptors: &Descriptors, proc: Proc, cache: Cache, grows: bool) -> i
 /// share's own root, `/`, aside. If so, the guest is told to give each a device number of its own (FUSE submounts), else a
 /// tar(1) in it might take two files for one. The price is why this is not always done: on a submount, Linux (6.12, fuse_fill_super_submount)
 /// forgets that there are ACLs and that it need not ask for file capabilities before each write.
-fn several_devices(mountinfo: &str) -> bool {
-    let mut devices = mountinfo.lines().filter_map(|line| {
-        // proc_pid_mountinfo(5): ID, parent, major:minor, root, mount point, options, …, `-`, type, …
-        let (mount, kind) = line.split_once(" - ")?;
-        let mut fields = mount.split(' ').skip(2);
-        // Subvolumes are devices that no mount tells of.
-        let subvolumes = kind.starts_with("btrfs ") || kind.starts_with("bcachefs ");
-        let (device, point) = (fields.next()?, fields.nth(1)?);
-        (point != "/" && is_directory(point)).then_some((device, subvolumes))
-    });
-    let Some((first, subvolumes)) = devices.next() else { return false };
-    subvolumes || devices.any(|(device, subvolumes)| subvolumes || device != first)
-}
-
-/// A name that mountinfo writes with an escape is taken for a directory.
-fn is_directory(mount_point: &str) -> bool {
-    mount_point.contains('\\') || std::fs::symlink_metadata(mount_point).is_ok_and(|file| file.is_dir())
+fn several_devices(mounts: &[Mount]) -> bool {
+    let is_directory = |mount: &&Mount| fs::symlink_metadata(&mount.point).is_ok_and(|file| file.is_dir());
+    // Subvolumes are devices that no mount tells of.
+    let has_subvolumes = |mount: &Mount| ["btrfs", "bcachefs"].contains(&mount.kind.as_str());
+    let below_root = mounts.iter().filter(|mount| mount.point != Path::new("/"));
+    let mut directories = below_root.filter(is_directory);
+    let Some(first) = directories.next() else { return false };
+    has_subvolumes(first) || directories.any(|mount| has_subvolumes(mount) || mount.device != first.device)
 }
 
 fn serve(config: Config, socket: OwnedFd) -> Result<(), Error> {
@@ -258,7 +251,7 @@ fn serve(config: Config, socket: OwnedFd) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    fn mountinfo(mounts: &[(&str, &str, &str)]) -> String {
+    fn text(mounts: &[(&str, &str, &str)]) -> String {
         let line = |(device, point, kind): &(&str, &str, &str)| {
             format!("90 80 {device} /x {point} rw,nosuid - {kind} /dev/x rw\n")
         };
@@ -267,7 +260,7 @@ mod tests {
 
     #[test]
     fn submounts_are_announced_where_inode_numbers_may_meet() {
-        let several = |mounts: &[_]| several_devices(&mountinfo(mounts));
+        let several = |mounts: &[_]| several_devices(&mountinfo::parse(text(mounts).as_bytes()));
         let root = ("0:60", "/", "tmpfs");
         assert!(!several(&[root]));
         assert!(!several(&[root, ("8:1", "/usr", "ext4")]));
@@ -276,7 +269,6 @@ mod tests {
         assert!(several(&[root, ("0:62", "/usr", "btrfs")]));
         // A file is no place where numbers meet in.
         assert!(!several(&[root, ("0:61", "/usr", "overlay"), ("8:1", "/etc/passwd", "ext4")]));
-        assert!(!several_devices("nonsense\n\n- -\n"));
     }
 
     #[test]

@@ -144,6 +144,8 @@ mod tests {
             device: (*device).to_owned(),
             root: "/".into(),
             point: Path::new("/v").join(point),
+            kind: "tmpfs".into(),
+            options: "rw".into(),
         };
         list.iter().enumerate().map(mount).collect()
     }

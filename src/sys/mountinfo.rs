@@ -15,10 +15,14 @@ pub struct Mount {
     pub parent: u64,
     /// Of the file system, as `major:minor`.
     pub device: String,
-    /// What of the file system it shows, as the kernel words it.
-    pub root: String,
+    /// What of the file system it shows.
+    pub root: PathBuf,
     /// As the process sees it.
     pub point: PathBuf,
+    /// Of file system.
+    pub kind: String,
+    /// The file system's, separated by commas.
+    pub options: String,
 }
 
 impl Mount {
@@ -39,9 +43,9 @@ pub fn watch() -> io::Result<File> {
 /// The mounts of a process: a PID, or `self`.
 ///
 /// # Errors
-/// It has ended; [`io::ErrorKind::InvalidData`] for text that is none of the kernel's.
+/// It has ended.
 pub fn read(process: &str) -> io::Result<Vec<Mount>> {
-    parse(&fs::read(format!("/proc/{process}/mountinfo"))?).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    Ok(parse(&fs::read(format!("/proc/{process}/mountinfo"))?))
 }
 
 /// Of `mounts` those below `top`, by their paths from there; of several at one place the one that is seen.
@@ -67,18 +71,26 @@ pub fn of_descriptor(descriptor: i32) -> io::Result<u64> {
     id.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-fn parse(bytes: &[u8]) -> Option<Vec<Mount>> {
-    let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    lines
-        .map(|line| {
-            let mut fields = line.split(|byte| *byte == b' ');
-            let mut text = || Some(std::str::from_utf8(fields.next()?).ok()?.to_owned());
-            let (id, parent, device) = (text()?.parse().ok()?, text()?.parse().ok()?, text()?);
-            let root = String::from_utf8_lossy(fields.next()?).into_owned();
-            let point = PathBuf::from(OsString::from_vec(unescaped(fields.next()?)));
-            Some(Mount { id, parent, device, root, point })
-        })
-        .collect()
+/// The mounts in the text of a mountinfo. A line that is none of the kernel's is passed over.
+pub fn parse(text: &[u8]) -> Vec<Mount> {
+    text.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
+}
+
+fn parse_line(line: &[u8]) -> Option<Mount> {
+    const BETWEEN: &[u8] = b" - ";
+    let middle = line.windows(BETWEEN.len()).position(|bytes| bytes == BETWEEN)?;
+    let (mount, file_system) = (&line[..middle], &line[middle + BETWEEN.len()..]);
+    let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+    let path = |field: &[u8]| PathBuf::from(OsString::from_vec(unescaped(field)));
+    let mut fields = mount.split(|byte| *byte == b' ');
+    let mut next = || fields.next();
+    let (id, parent) = (text(next()?).parse().ok()?, text(next()?).parse().ok()?);
+    let (device, root, point) = (text(next()?), path(next()?), path(next()?));
+    let mut fields = file_system.split(|byte| *byte == b' ');
+    let kind = text(fields.next()?);
+    // Between them is the source.
+    let options = text(fields.nth(1).unwrap_or_default());
+    Some(Mount { id, parent, device, root, point, kind, options })
 }
 
 /// Spaces, tabs, line ends and backslashes are `\` and three octal digits.
@@ -114,14 +126,15 @@ mod tests {
 
     #[test]
     fn mounts_are_found_by_place() {
-        let mounts = parse(TEXT.as_bytes()).expect("the kernel's words");
+        let mounts = parse(TEXT.as_bytes());
         assert_eq!(mounts[1].point, Path::new("/v x"));
         let found = below(&mounts, Path::new("/v x"));
         let found: Vec<_> = found.iter().map(|(path, mount)| (path.to_str().unwrap(), mount.id)).collect();
         assert_eq!(found, [("a\\b", 31), ("c", 33)]);
-        assert_eq!(mounts[2].root, "/sub");
+        assert_eq!(mounts[2].root, Path::new("/sub"));
+        assert_eq!((&mounts[0].kind[..], &mounts[0].options[..]), ("ext4", "rw"));
         assert!(below(&mounts, Path::new("/v")).is_empty());
-        assert!(parse(b"x y\n").is_none());
+        assert!(parse(b"x y\n\n1 2 - \n").is_empty());
     }
 
     #[test]
