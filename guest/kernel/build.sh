@@ -21,7 +21,7 @@ series=6.12
 # What the guest needs and Debian's kernel lacks built in: transports and devices of the guest, and tun. Dependencies are
 # found and put first. Each costs memory in every guest, so what it lacks beside these (overlay, veth, netfilter, bridge:
 # containers in the container) only the tuned kernel has.
-quick_modules="virtio_mmio vmw_vsock_virtio_transport virtio_net virtio-rng virtio_balloon virtio_mem virtio_blk tun"
+quick_modules="vmw_vsock_virtio_transport virtio_net virtio-rng virtio_balloon virtio_mem virtio_blk tun"
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/rt/kernel

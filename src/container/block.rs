@@ -55,7 +55,7 @@ fn plug(state: &State, owner: &mut Record, vm: &VmRecord, disk: &Wanted) -> Resu
         Some(there) => there,
         None => plug_new(state, owner, vm, disk)?,
     };
-    Ok(BlockDevice { bus: device.bus, address: device.address, serial: serial(slot), ..Default::default() })
+    Ok(BlockDevice { address: device.address, serial: serial(slot), ..Default::default() })
 }
 
 fn plug_new(

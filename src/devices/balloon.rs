@@ -24,9 +24,9 @@ pub struct Balloon {
 
 impl Balloon {
     fn process_queue(context: &mut ActivationContext, index: usize) -> Result<(), Error> {
-        let ActivationContext { memory, queues, interrupt, .. } = context;
+        let ActivationContext { memory, queues, .. } = context;
         let Some(active) = queues.get_mut(index) else { return Ok(()) };
-        active.serve(memory, interrupt, |chain| {
+        active.serve(memory, |chain| {
             // §5.5.6.7: device-writable, since their contents are lost.
             for pages in chain.writable() {
                 give_back(memory, pages.addr().0, pages.len().into())?;

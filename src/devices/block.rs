@@ -180,7 +180,7 @@ fn work(disk: &Disk, mut context: ActivationContext, shared: &Shared) -> Result<
             let written = disk.serve(chain, memory);
             active.queue.add_used(memory, head, written)?;
             if active.queue.needs_notification(memory)? {
-                context.interrupt.trigger()?;
+                active.interrupt.trigger()?;
             }
         }
         let mut fds = [active.kick_fd(), borrow(&shared.wake)].map(|fd| PollFd::new(fd, PollFlags::POLLIN));

@@ -65,13 +65,13 @@ impl Driver {
                 queue.set_used_ring_address(Some(USED as u32), None);
                 queue.set_ready(true);
             }
-            ActiveQueue { queue, kick: if index == used { Arc::clone(&self.kick) } else { eventfd() } }
+            let kick = if index == used { Arc::clone(&self.kick) } else { eventfd() };
+            ActiveQueue { queue, kick, interrupt: self.interrupt.clone() }
         };
         ActivationContext {
             memory: self.memory.clone(),
             features: 0,
             queues: (0..queues).map(queue).collect(),
-            interrupt: self.interrupt.clone(),
             events: self.event_loop.events(0),
         }
     }

@@ -104,7 +104,7 @@ impl Fs {
             .set_vring_num(index, queue.size())
             .and_then(|()| server.set_vring_addr(index, &addresses))
             .and_then(|()| server.set_vring_base(index, queue.next_avail()))
-            .and_then(|()| server.set_vring_call(index, &context.interrupt.0))
+            .and_then(|()| server.set_vring_call(index, &active.interrupt.0))
             .and_then(|()| server.set_vring_kick(index, &active.kick))
             .and_then(|()| server.clone().set_vring_enable(index, true))
             .map_err(failed("queue"))

@@ -155,8 +155,8 @@ impl Mem {
     }
 
     fn process_queue(&mut self, context: &mut ActivationContext) -> Result<(), Error> {
-        let ActivationContext { memory, queues, interrupt, .. } = context;
-        queues[0].serve(memory, interrupt, |chain| self.serve(chain, memory))
+        let ActivationContext { memory, queues, .. } = context;
+        queues[0].serve(memory, |chain| self.serve(chain, memory))
     }
 
     /// One request; what makes no sense is used and not answered.

@@ -1,6 +1,6 @@
 //! Virtio devices, apart from their transport.
 //!
-//! A transport ([`mmio`]) owns registers, queue addresses and the interrupt, and knows nothing of what a device does. At
+//! A transport ([`pci`]) owns registers, queue addresses and interrupts, and knows nothing of what a device does. At
 //! DRIVER_OK it moves all that the device needs for operation into it ([`ActivationContext`]); reset takes it back.
 //!
 //! Devices run on the VMM's one I/O thread: a device watches descriptors ([`Events`]) and is called when one is readable
@@ -21,7 +21,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 pub mod balloon;
 pub mod block;
@@ -29,9 +29,8 @@ pub mod block;
 mod driver;
 pub mod fs;
 pub mod mem;
-pub mod mmio;
 pub mod net;
-pub mod placeholder;
+pub mod pci;
 pub mod rng;
 pub mod serial;
 pub mod vsock;
@@ -87,7 +86,6 @@ pub struct ActivationContext {
     pub features: u64,
     /// As many as [`VirtioDevice::queue_sizes`]; one that the driver does not use is not `ready`.
     pub queues: Vec<ActiveQueue>,
-    pub interrupt: Interrupt,
     pub events: Events,
 }
 
@@ -97,6 +95,7 @@ pub struct ActiveQueue {
     pub queue: Queue,
     /// Readable when the driver has made buffers available.
     pub kick: Arc<EventFd>,
+    pub interrupt: Interrupt,
 }
 
 impl ActiveQueue {
@@ -126,7 +125,6 @@ impl ActiveQueue {
     pub fn serve(
         &mut self,
         memory: &Memory,
-        interrupt: &Interrupt,
         mut serve: impl FnMut(DescriptorChain<&Memory>) -> Result<u32, Error>,
     ) -> Result<(), Error> {
         self.drain_kick();
@@ -148,15 +146,23 @@ impl ActiveQueue {
         if !is_empty {
             self.come_again()?;
         }
-        if used && self.queue.needs_notification(memory)? { interrupt.trigger() } else { Ok(()) }
+        if used && self.queue.needs_notification(memory)? { self.interrupt.trigger() } else { Ok(()) }
     }
 }
 
-/// The device's interrupt.
+/// A queue's interrupt.
 #[derive(Debug, Clone)]
 pub struct Interrupt(pub Arc<EventFd>);
 
 impl Interrupt {
+    /// One that reaches nobody yet.
+    ///
+    /// # Errors
+    /// [`Error::Host`]
+    pub fn new() -> Result<Self, Error> {
+        eventfd().map(|eventfd| Self(Arc::new(eventfd)))
+    }
+
     /// Tells the driver that buffers were used.
     ///
     /// # Errors
@@ -164,6 +170,14 @@ impl Interrupt {
     pub fn trigger(&self) -> Result<(), Error> {
         self.0.write(1).map_err(Error::host("signal an interrupt"))
     }
+}
+
+/// For kicks and interrupts: reading does not wait.
+///
+/// # Errors
+/// [`Error::Host`]
+pub fn eventfd() -> Result<EventFd, Error> {
+    EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(Error::host("make an eventfd"))
 }
 
 /// Gives whole pages of guest memory back to the host: the guest finds zeros there. What is not guest memory, or of no file, is passed over.

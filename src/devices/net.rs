@@ -135,8 +135,8 @@ impl Net {
     }
 
     fn answer(&self, context: &mut ActivationContext, index: usize) -> Result<(), Error> {
-        let ActivationContext { memory, queues, interrupt, .. } = context;
-        queues[index].serve(memory, interrupt, |chain| {
+        let ActivationContext { memory, queues, .. } = context;
+        queues[index].serve(memory, |chain| {
             let mut command = [0; 4];
             let whole = chain.clone().reader(memory)?.read_exact(&mut command).is_ok();
             let [class, number, pairs @ ..] = command;

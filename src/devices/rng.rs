@@ -40,8 +40,8 @@ impl VirtioDevice for Rng {
     fn process(&mut self, _source: u32) -> Result<(), Error> {
         let Some((context, _)) = &mut self.active else { return Ok(()) };
         let mut random = [0; MAX_BYTES];
-        let ActivationContext { memory, queues, interrupt, .. } = context;
-        queues[0].serve(memory, interrupt, |chain| {
+        let ActivationContext { memory, queues, .. } = context;
+        queues[0].serve(memory, |chain| {
             let mut written = 0;
             for descriptor in chain.writable() {
                 let bytes = &mut random[..MAX_BYTES.min(descriptor.len() as usize)];

@@ -2,8 +2,8 @@
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
-use super::vsock::{self, QUEUE_SIZES, VsockDevice};
-use super::{ActivationContext, Error, VirtioDevice, Watch};
+use super::vsock::{self, QUEUE_SIZES, Turn, VsockDevice};
+use super::{ActivationContext, ActiveQueue, Error, VirtioDevice, Watch};
 
 const RX: usize = 0;
 const TX: usize = 1;
@@ -53,35 +53,39 @@ impl VirtioDevice for VsockVirtio {
 
     fn process(&mut self, source: u32) -> Result<(), Error> {
         let Some((context, _)) = &mut self.active else { return Ok(()) };
-        let ActivationContext { memory, queues, interrupt, .. } = context;
+        let ActivationContext { memory, queues, .. } = context;
         let source = source as usize;
         if let Some(queue) = queues.get(source) {
             queue.drain_kick();
         }
-        let mut signal = false;
         match source {
             TX => {
                 let turn = self.device.process_tx(memory, &mut queues[TX].queue)?;
-                signal |= turn.signal;
-                if turn.more {
-                    queues[TX].come_again()?;
-                }
+                end(turn, &queues[TX])?;
             }
-            EVENT => signal |= self.device.process_event(memory, &mut queues[EVENT].queue)?,
+            EVENT => {
+                let signal = self.device.process_event(memory, &mut queues[EVENT].queue)?;
+                end(Turn { signal, more: false }, &queues[EVENT])?;
+            }
             HOST => self.device.process_host_events()?,
             _ => {}
         }
         let turn = self.device.process_rx(memory, &mut queues[RX].queue)?;
-        if turn.more {
-            queues[RX].come_again()?;
-        }
-        if signal || turn.signal { interrupt.trigger() } else { Ok(()) }
+        end(turn, &queues[RX])
     }
 
     fn reset(&mut self) {
         self.active = None;
         self.device.reset();
     }
+}
+
+/// What a turn leaves to do.
+fn end(turn: Turn, queue: &ActiveQueue) -> Result<(), Error> {
+    if turn.more {
+        queue.come_again()?;
+    }
+    if turn.signal { queue.interrupt.trigger() } else { Ok(()) }
 }
 
 impl From<vsock::Error> for Error {

@@ -166,11 +166,9 @@ pub fn plug_block(vm: &VmRecord, block: Block) -> std::io::Result<GuestDevice> {
     }
 }
 
-/// Where a guest finds a device.
+/// Where a guest finds a device: as in `NetworkDevice` of the agent's protocol.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestDevice {
-    /// As in `NetworkDevice` of the agent's protocol.
-    pub bus: String,
     pub address: String,
 }
 

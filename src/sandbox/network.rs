@@ -373,7 +373,6 @@ impl Network {
             .iter()
             .filter_map(|link| Some((link.device.as_ref()?, speaks_ipv6(link.index))))
             .map(|(device, ipv6)| NetworkDevice {
-                bus: device.bus.clone(),
                 address: device.address.clone(),
                 ipv6,
                 ..NetworkDevice::default()

@@ -14,7 +14,7 @@ use crate::network;
 /// For the host, in words.
 pub fn plug(device: &BlockDevice) -> Result<BlockNumber, String> {
     let told = |error: io::Error| format!("cannot find the block device {}: {error}", device.address);
-    let directory = network::directory(&device.bus, &device.address).map_err(told)?;
+    let directory = network::directory(&device.address).map_err(told)?;
     let disk = disk_of(&directory).ok_or_else(|| told(io::Error::other("it has no disk")))?;
     let read = |name: &str| fs::read_to_string(disk.join(name)).map_err(told);
     let serial = read("serial")?;

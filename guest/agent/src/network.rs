@@ -9,8 +9,6 @@ use std::path::{Path, PathBuf};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 use rt_proto::messages::NetworkDevice;
 
-const PLATFORM: &str = "/sys/bus/platform/devices";
-const MMIO_DRIVER: &str = "/sys/bus/platform/drivers/virtio-mmio/bind";
 const PCI: &str = "/sys/devices/pci0000:00";
 const PCI_RESCAN: &str = "/sys/bus/pci/rescan";
 /// linux/netlink.h: nlmsghdr, of which type is bytes 4 and 5, and nlmsgerr's error behind it.
@@ -21,7 +19,7 @@ const NLMSG_ERROR: u16 = 2;
 /// nobody has told the kernel.
 pub fn plug(device: &NetworkDevice) -> Result<u32, String> {
     let told = |error: io::Error| format!("cannot find the network device {}: {error}", device.address);
-    let directory = directory(&device.bus, &device.address).map_err(told)?;
+    let directory = directory(&device.address).map_err(told)?;
     let interface =
         interface_of(&directory).ok_or_else(|| told(io::Error::other("it has no network interface")))?;
     // It may have been another's device before. A kernel without IPv6 has no such files, and is as asked.
@@ -34,42 +32,24 @@ pub fn plug(device: &NetworkDevice) -> Result<u32, String> {
     index.trim().parse().map_err(|_| told(io::ErrorKind::InvalidData.into()))
 }
 
-/// Where sysfs has a plugged device, which has its driver then.
-pub fn directory(bus: &str, address: &str) -> io::Result<PathBuf> {
-    match bus {
-        "platform" => on_platform(address),
-        "pci" => on_pci(Path::new(PCI), address),
-        _ => Err(io::ErrorKind::InvalidInput.into()),
-    }
-}
-
-/// virtio-mmio: what was no device at boot was left without a driver.
-fn on_platform(address: &str) -> io::Result<PathBuf> {
-    if address.contains('/') || address.starts_with('.') {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    let directory = Path::new(PLATFORM).join(address);
-    if !directory.join("driver").exists() {
-        fs::write(MMIO_DRIVER, address)?;
-    }
-    Ok(directory)
-}
-
-/// `address` is the device's way from the root bus: device numbers in hexadecimal, as in `1c/03`.
-fn on_pci(root: &Path, address: &str) -> io::Result<PathBuf> {
-    let find = || {
-        address.split('/').try_fold(root.to_owned(), |directory, number| {
-            let is_it =
-                |name: &str| name.strip_suffix(".0").and_then(|name| name.rsplit(':').next()) == Some(number);
-            let mut entries = fs::read_dir(&directory).ok()?.flatten();
-            Some(entries.find(|entry| entry.file_name().to_str().is_some_and(is_it))?.path())
-        })
-    };
+/// Where sysfs has a plugged device, which has its driver then. `address` is its way from the root bus: device numbers in hexadecimal, as
+/// in `1c/03`.
+pub fn directory(address: &str) -> io::Result<PathBuf> {
+    let find = || below(Path::new(PCI), address);
     if let Some(directory) = find() {
         return Ok(directory);
     }
     fs::write(PCI_RESCAN, "1")?;
     find().ok_or_else(|| io::Error::other("it is not on the bus"))
+}
+
+fn below(root: &Path, address: &str) -> Option<PathBuf> {
+    address.split('/').try_fold(root.to_owned(), |directory, number| {
+        let is_it =
+            |name: &str| name.strip_suffix(".0").and_then(|name| name.rsplit(':').next()) == Some(number);
+        let mut entries = fs::read_dir(&directory).ok()?.flatten();
+        Some(entries.find(|entry| entry.file_name().to_str().is_some_and(is_it))?.path())
+    })
 }
 
 /// `virtioN/net/NAME` below a device's directory.
@@ -127,20 +107,14 @@ mod tests {
         let device = root.join("0000:00:1c.0/0000:01:03.0");
         fs::create_dir_all(root.join("0000:00:1c.0/0000:01:02.0/virtio2/net/eth0")).expect("a directory");
         fs::create_dir_all(device.join("power")).expect("a directory");
-        assert_eq!(on_pci(&root, "1c/03").ok(), Some(device.clone()));
+        assert_eq!(below(&root, "1c/03"), Some(device.clone()));
         assert_eq!(interface_of(&device), None);
         let interface = device.join("virtio3/net/eth1");
         fs::create_dir_all(&interface).expect("a directory");
         assert_eq!(interface_of(&device), Some(interface));
-        fs::remove_dir_all(&root).expect("removed");
-    }
-
-    #[test]
-    fn an_address_is_a_name() {
-        for address in ["..", "../../devices", "a/b"] {
-            let device =
-                NetworkDevice { bus: "platform".into(), address: address.into(), ..Default::default() };
-            assert!(plug(&device).is_err(), "{address}");
+        for wrong in ["1c/04", "1c/..", "../1c/03", ""] {
+            assert_eq!(below(&root, wrong), None, "{wrong}");
         }
+        fs::remove_dir_all(&root).expect("removed");
     }
 }

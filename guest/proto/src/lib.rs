@@ -14,7 +14,7 @@ mod generated {
 pub use generated::{agent as messages, agent_ttrpc as service};
 
 /// Changes whenever host and agent of different builds could misunderstand each other.
-pub const PROTOCOL_VERSION: u32 = 6;
+pub const PROTOCOL_VERSION: u32 = 7;
 
 /// vsock context identifiers, virtio 1.2 §5.10.4.
 pub const HOST_CID: u32 = 2;

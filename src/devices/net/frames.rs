@@ -102,7 +102,7 @@ impl Frames {
             used
         };
         if used && queue.queue.needs_notification(&context.memory)? {
-            context.interrupt.trigger()?;
+            queue.interrupt.trigger()?;
         }
         Ok(())
     }

@@ -45,7 +45,7 @@ impl VhostNet {
         self.set_features(context.features & offered).map_err(failed("set vhost-net's features"))?;
         self.set_mem_table(&self.regions()).map_err(failed("give vhost-net the guest's memory"))?;
         for (index, queue) in queues.iter().enumerate() {
-            self.start_queue(index, queue, context).map_err(failed("give vhost-net a queue"))?;
+            self.start_queue(index, queue).map_err(failed("give vhost-net a queue"))?;
         }
         self.running = true;
         for index in 0..queues.len() {
@@ -54,12 +54,7 @@ impl VhostNet {
         Ok(())
     }
 
-    fn start_queue(
-        &self,
-        index: usize,
-        active: &ActiveQueue,
-        context: &ActivationContext,
-    ) -> vhost::Result<()> {
+    fn start_queue(&self, index: usize, active: &ActiveQueue) -> vhost::Result<()> {
         let queue = &active.queue;
         let addresses = VringConfigData {
             queue_max_size: queue.max_size(),
@@ -73,7 +68,7 @@ impl VhostNet {
         self.set_vring_num(index, queue.size())?;
         self.set_vring_base(index, 0)?;
         self.set_vring_addr(index, &addresses)?;
-        self.set_vring_call(index, &context.interrupt.0)?;
+        self.set_vring_call(index, &active.interrupt.0)?;
         self.set_vring_kick(index, &active.kick)
     }
 

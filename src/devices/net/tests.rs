@@ -49,8 +49,13 @@ impl Driver {
         let context = ActivationContext {
             memory: Memory::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap(),
             features: 1 << VIRTIO_NET_F_MRG_RXBUF,
-            queues: (0..2).map(|index| ActiveQueue { queue: queue(index), kick: eventfd() }).collect(),
-            interrupt: Interrupt(eventfd()),
+            queues: (0..2)
+                .map(|index| ActiveQueue {
+                    queue: queue(index),
+                    kick: eventfd(),
+                    interrupt: Interrupt(eventfd()),
+                })
+                .collect(),
             events: EventLoop::new().unwrap().events(0),
         };
         let mut frames = Frames::new(&[File::from(tap)]).unwrap();

@@ -1,6 +1,6 @@
 //! virtio-vsock: byte streams between host and guest, virtio 1.2 §5.10.
 //!
-//! The device knows no transport: whoever owns the queues (the built-in VMM's virtio-mmio, or `rt vsockd` for QEMU) calls
+//! The device knows no transport: whoever owns the queues (the built-in VMM's virtio-pci, or `rt vsockd` for QEMU) calls
 //! [`VsockDevice`] with guest memory and a queue. In layers, each knowing only the ones below it:
 //!
 //! ```text

@@ -4,19 +4,21 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, ONE, Package, ResourceTemplate, Scope,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package,
+    ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
-use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::gas::{self, AccessSize, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use super::Error;
-use super::memory::{self, ACPI, ACPI_MAX, IO_APIC, LOCAL_APIC};
-use crate::devices::{Memory, mmio, serial};
+use super::memory::{ACPI, ACPI_MAX, BARS, CONFIG_SPACES, CONFIG_SPACES_SIZE, IO_APIC, LOCAL_APIC};
+use crate::devices::{Memory, serial};
 
 const OEM: [u8; 6] = *b"RT    ";
 const OEM_TABLE: [u8; 8] = *b"RTVM    ";
@@ -35,8 +37,6 @@ const BOOT_FLAGS: u16 = 1 << 2 | 1 << 5;
 /// What the tables describe.
 pub struct Tables {
     pub vcpus: u8,
-    /// Number of virtio-mmio devices.
-    pub devices: usize,
     pub serial: bool,
 }
 
@@ -47,9 +47,11 @@ impl Tables {
         let dsdt = place.put(&self.dsdt())?;
         let fadt = place.put(&fadt(dsdt))?;
         let madt = place.put(&self.madt())?;
+        let mcfg = place.put(&mcfg())?;
         let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
         xsdt.add_entry(fadt.raw_value());
         xsdt.add_entry(madt.raw_value());
+        xsdt.add_entry(mcfg.raw_value());
         let xsdt = place.put(&xsdt)?;
         place.put(&Rsdp::new(OEM, xsdt.raw_value()))
     }
@@ -58,9 +60,7 @@ impl Tables {
         let mut aml = Vec::new();
         let s5: [&dyn Aml; 1] = [&S5];
         Name::new("_S5_".into(), &Package::new(s5.to_vec())).to_aml_bytes(&mut aml);
-        for index in 0..self.devices {
-            virtio_device(index, &mut aml);
-        }
+        bus(&mut aml);
         if self.serial {
             serial_port(&mut aml);
         }
@@ -79,30 +79,40 @@ impl Tables {
     }
 }
 
-/// "LNRO0005" is what Linux's virtio-mmio driver answers to.
-fn virtio_device(index: usize, aml: &mut Vec<u8>) {
-    let registers = Memory32Fixed::new(true, memory::registers(index) as u32, mmio::SIZE as u32);
-    device(&format!("VR{index:02}"), &"LNRO0005", index, &registers, memory::gsi(index), aml);
+/// Segment 0, bus 0: the devices' configuration spaces (PCI Firmware Specification 3.2 §4.1.2).
+fn mcfg() -> MCFG {
+    let mut mcfg = MCFG::new(OEM, OEM_TABLE, OEM_REVISION);
+    mcfg.add_ecam(CONFIG_SPACES, 0, 0, 0);
+    mcfg
+}
+
+/// A PCI bus without interrupt lines, and beside it where its configuration spaces are: Linux wants them reserved.
+fn bus(aml: &mut Vec<u8>) {
+    let number = AddressSpace::new_bus_number(0u16, 0u16);
+    let (first, last) = (BARS.start as u32, (BARS.end - 1) as u32);
+    let bars = AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None);
+    device("PCI0", &EISAName::new("PNP0A03"), &[&number, &bars], aml);
+    let spaces = Memory32Fixed::new(true, CONFIG_SPACES as u32, CONFIG_SPACES_SIZE);
+    device("PCFG", &EISAName::new("PNP0C02"), &[&spaces], aml);
 }
 
 fn serial_port(aml: &mut Vec<u8>) {
     let ports = IO::new(serial::PORTS.start, serial::PORTS.start, 1, serial::PORTS.len() as u8);
-    device("COM1", &EISAName::new("PNP0501"), 0, &ports, serial::GSI, aml);
+    // Edge-triggered.
+    let interrupt = Interrupt::new(true, true, false, false, serial::GSI);
+    device("COM1", &EISAName::new("PNP0501"), &[&ports, &interrupt], aml);
 }
 
-/// A device with registers and an interrupt of its own, edge-triggered.
-fn device(path: &str, id: &dyn Aml, number: usize, registers: &dyn Aml, gsi: u32, aml: &mut Vec<u8>) {
-    let interrupt = Interrupt::new(true, true, false, false, gsi);
+fn device(path: &str, id: &dyn Aml, resources: &[&dyn Aml], aml: &mut Vec<u8>) {
     let id = Name::new("_HID".into(), id);
-    let number = Name::new("_UID".into(), &(number as u8));
-    let coherent = Name::new("_CCA".into(), &ONE);
-    let resources = Name::new("_CRS".into(), &ResourceTemplate::new(vec![registers, &interrupt]));
-    let device = Device::new(path.into(), vec![&id, &number, &coherent, &resources]);
+    let number = Name::new("_UID".into(), &ZERO);
+    let resources = Name::new("_CRS".into(), &ResourceTemplate::new(resources.to_vec()));
+    let device = Device::new(path.into(), vec![&id, &number, &resources]);
     Scope::new("_SB_".into(), vec![&device]).to_aml_bytes(aml);
 }
 
 fn fadt(dsdt: GuestAddress) -> impl Aml {
-    let power = GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, POWER_PORT.into());
+    let power = GAS::new(gas::AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, POWER_PORT.into());
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .dsdt_64(dsdt.raw_value())
         .flag(Flags::HwReducedAcpi)
@@ -144,7 +154,7 @@ mod tests {
     #[test]
     fn the_largest_machine_has_room_and_right_sums() {
         let memory = Memory::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("memory");
-        let tables = Tables { vcpus: 32, devices: memory::MAX_DEVICES, serial: true };
+        let tables = Tables { vcpus: 32, serial: true };
         let rsdp = tables.write(&memory).expect("room");
         let mut bytes = [0u8; 36];
         memory.read_slice(&mut bytes, rsdp).expect("in memory");
@@ -153,8 +163,5 @@ mod tests {
         assert_eq!((sum(&bytes[..20]), sum(&bytes)), (0, 0));
         let dsdt = tables.dsdt();
         assert_eq!(sum(dsdt.as_slice()), 0);
-        assert!(
-            dsdt.as_slice().windows(8).filter(|bytes| bytes == b"LNRO0005").count() == memory::MAX_DEVICES
-        );
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //!   0            boot structures (below 640 KiB), ACPI tables (from 0xe_0000), the kernel (where it was linked to)
 //!   ...3 GiB     low memory; the initramfs lies at its end
-//!   3...4 GiB    no memory but what devices show, which is read-only: I/O APIC, local APICs
+//!   3...4 GiB    no memory but configuration spaces, which are read-only: the devices' registers, I/O APIC, local APICs
 //!   4 GiB...     high memory
 //!   above        the region in which memory can be plugged later
 //! ```
@@ -26,7 +26,8 @@ use vm_memory::{Address, FileOffset, GuestAddress, GuestMemory, GuestMemoryRegio
 use super::super::MEMORY_BLOCK_MIB;
 use super::Error;
 use crate::devices::Memory;
-use crate::devices::mmio::{self, Windows};
+use crate::devices::pci;
+use crate::devices::pci::config_space::{ConfigSpaces, MAX_DEVICES};
 
 /// The virtual machine's information for the kernel, as PVH calls it.
 pub const START_INFO: GuestAddress = GuestAddress(0x6000);
@@ -47,26 +48,19 @@ pub const KERNEL: u64 = 0x10_0000;
 pub const GAP: u64 = 3 << 30;
 pub const GAP_END: u64 = 4 << 30;
 
-/// Registers of device number 0; the others follow.
-pub const DEVICES: u64 = 0xd000_0000;
-/// So many devices have an interrupt line of their own.
-pub const MAX_DEVICES: usize = GSIS.len();
-/// The interrupt lines of devices, by their number. The I/O APIC has 24, of which the first 16 have had other meanings, so they are the last to
-/// be taken; of those KVM still sees the clock's in 8, and 4 is the serial port's.
-const GSIS: [u32; 18] = [16, 17, 18, 19, 20, 21, 22, 23, 15, 14, 13, 12, 11, 10, 9, 7, 6, 5];
+/// Where devices have their registers: what firmware gives each, by its number, and where else the guest may lay them.
+pub const BARS: Range<u64> = GAP..CONFIG_SPACES;
+/// Those of all devices of the bus.
+pub const CONFIG_SPACES: u64 = 0xd000_0000;
+pub const CONFIG_SPACES_SIZE: u32 = (MAX_DEVICES as u64 * pci::config_space::SIZE) as u32;
 pub const IO_APIC: u32 = 0xfec0_0000;
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
 /// Three pages that KVM needs on Intel processors.
 pub const TSS: usize = 0xfffb_d000;
 
-/// Device number `index`'s registers.
-pub const fn registers(index: usize) -> u64 {
-    DEVICES + index as u64 * mmio::SIZE
-}
-
-/// Device number `index`'s interrupt line, below [`MAX_DEVICES`].
-pub const fn gsi(index: usize) -> u32 {
-    GSIS[index]
+/// Device number `index`'s registers, as firmware lays them.
+pub const fn bar(index: usize) -> u32 {
+    (BARS.start + index as u64 * pci::BAR_SIZE) as u32
 }
 
 /// Where RAM is in the guest: start and length, ascending.
@@ -145,12 +139,12 @@ pub fn lay_over(memory: &Memory, range: &Range<u64>, file: &File) -> Result<(), 
     if mapped == libc::MAP_FAILED { Err(failed(io::Error::last_os_error())) } else { Ok(()) }
 }
 
-/// Gives the memory to a VM, and what its devices show.
-pub fn register(vm: &VmFd, memory: &Memory, windows: &Windows) -> Result<(), Error> {
-    let (userspace_addr, memory_size) = windows.place();
-    let windows = kvm_userspace_memory_region {
+/// Gives the memory to a VM, and its devices' configuration spaces.
+pub fn register(vm: &VmFd, memory: &Memory, spaces: &ConfigSpaces) -> Result<(), Error> {
+    let (userspace_addr, memory_size) = spaces.place();
+    let spaces = kvm_userspace_memory_region {
         flags: KVM_MEM_READONLY,
-        guest_phys_addr: DEVICES,
+        guest_phys_addr: CONFIG_SPACES,
         memory_size,
         userspace_addr,
         slot: 0,
@@ -162,7 +156,7 @@ pub fn register(vm: &VmFd, memory: &Memory, windows: &Windows) -> Result<(), Err
         userspace_addr: region.as_ptr() as u64,
         slot: 0,
     });
-    for (slot, region) in (0..).zip(memory.chain([windows])) {
+    for (slot, region) in (0..).zip(memory.chain([spaces])) {
         let region = kvm_userspace_memory_region { slot, ..region };
         // SAFETY: the mapping stays while a vCPU can run: its thread holds the `Machine`, whose devices hold both.
         unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("give the VM its memory"))?;

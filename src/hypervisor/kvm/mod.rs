@@ -24,6 +24,7 @@ use crate::{config, devices, jail, sys};
 mod acpi;
 mod cpuid;
 mod image;
+mod lines;
 mod machine;
 mod memmap;
 mod memory;

@@ -1,28 +1,23 @@
 //! What another process asks of a running VM: to plug network interfaces and block devices, and to change its memory.
 //!
-//! The VMM has slots for devices: virtio-mmio devices of which the kernel finds at boot that they are not there ([`Placeholder`]). One
-//! message over the control socket, with the descriptors beside it, makes one of them such a device; the guest's agent then has the
-//! kernel look again. The answer is a line: a number (the device's, or of bytes), or what went wrong. Only root reaches the socket.
+//! The VMM's bus has slots for devices, in which the kernel finds nothing at boot. One message over the control socket, with the descriptors beside
+//! it, puts a device into one of them; the guest's agent then has the kernel look again. The answer is a line: a number (the device's, or of bytes), or what went wrong. Only root reaches the socket.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
 use super::machine::Machine;
-use super::vmm::attach;
+use super::vmm::Bus;
 use super::{Error, one_line};
+use crate::devices::VirtioDevice;
 use crate::devices::block::{Block as BlockDevice, Disk};
 use crate::devices::mem::{self, Control};
-use crate::devices::mmio::Windows;
 use crate::devices::net::Net;
-use crate::devices::placeholder::Placeholder;
-use crate::devices::{EventLoop, Memory, VirtioDevice};
 use crate::hypervisor::{BLOCK_SLOTS, Block, GuestDevice, NETWORK_SLOTS, Nic, vsock::connect_plain};
 use crate::sys::{fd, text::printable};
 
@@ -81,9 +76,9 @@ pub fn plug_block(control: &Path, block: Block) -> io::Result<GuestDevice> {
     Ok(guest_device(ask(control, &message, &[file.as_fd()])?))
 }
 
-/// As Linux names the devices of the ACPI tables, in their order.
+/// Device number `index` of the only bus.
 fn guest_device(index: u64) -> GuestDevice {
-    GuestDevice { bus: "platform".into(), address: format!("LNRO0005:{index:02x}") }
+    GuestDevice { address: format!("{index:02x}") }
 }
 
 /// Asks for so many bytes of memory beyond those of the start, or for nothing: how many are plugged.
@@ -109,18 +104,10 @@ fn ask(control: &Path, message: &Message, descriptors: &[BorrowedFd<'_>]) -> io:
     answer.parse().map_err(|_| io::Error::other(printable(answer, MAX_MESSAGE)))
 }
 
-/// What so many slots are filled with at boot.
-pub fn placeholders(count: usize) -> impl Iterator<Item = Box<dyn VirtioDevice>> {
-    (0..count).map(|_| Box::new(Placeholder) as Box<dyn VirtioDevice>)
-}
-
 /// The VMM's side.
 pub struct Slots {
     pub listener: UnixListener,
-    pub vm: Arc<VmFd>,
-    pub memory: Memory,
-    pub windows: Windows,
-    pub event_loop: EventLoop,
+    pub bus: Bus,
     /// Device number of the first; the others follow.
     pub first: usize,
     pub used: [bool; NETWORK_SLOTS],
@@ -181,14 +168,14 @@ impl Slots {
 
     fn plug(&self, interface: &Interface, mut taps: Vec<OwnedFd>, machine: &Machine) -> Result<usize, Error> {
         let vhost = taps.split_off(interface.taps.min(taps.len()));
-        let device = Net::new(interface.mac, taps, vhost, &self.memory)?.with_offloads(interface.offloads);
+        let device =
+            Net::new(interface.mac, taps, vhost, &self.bus.memory)?.with_offloads(interface.offloads);
         self.put(self.first + interface.slot, Box::new(device), machine)
     }
 
     /// The device's number.
     fn put(&self, index: usize, device: Box<dyn VirtioDevice>, machine: &Machine) -> Result<usize, Error> {
-        let transport = attach(index, device, None, &self.vm, &self.memory, &self.windows, &self.event_loop)?;
-        machine.replace(index, transport);
+        machine.put(index, self.bus.attach(index, device, None)?);
         Ok(index)
     }
 }

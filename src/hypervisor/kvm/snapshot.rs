@@ -34,11 +34,11 @@ use super::machine::Machine;
 use super::pause::Pause;
 use super::registers::Registers;
 use super::{Error, image, memmap, memory, one_line, program};
-use crate::devices::{Memory, mmio};
+use crate::devices::{Memory, pci};
 use crate::sys::clock;
 
 /// What a state begins with.
-const FORM: [u8; 8] = *b"rt snap1";
+const FORM: [u8; 8] = *b"rt snap2";
 /// Of the machine's state: 32 processors take less than 1 MiB.
 const MAX_STATE: u64 = 4 << 20;
 const PAGE: usize = 4096;
@@ -58,7 +58,7 @@ pub struct State {
     /// What KVM supported then.
     cpuid: Vec<kvm_cpuid_entry2>,
     pub vcpus: Vec<Registers>,
-    pub devices: Vec<mmio::State>,
+    pub devices: Vec<pci::State>,
     /// Guest memory that never gets another purpose: all machines share the template's until they write to it. Ascending.
     pub dedicated: Vec<Range<u64>>,
     /// What guests touch most of: all that holds something, but for the page structures. Ascending.
@@ -73,7 +73,7 @@ impl State {
         vm: &VmFd,
         cpuid: &CpuId,
         vcpus: Vec<Registers>,
-        devices: Vec<mmio::State>,
+        devices: Vec<pci::State>,
         dedicated: Vec<Range<u64>>,
         lively: Vec<Range<u64>>,
     ) -> Result<Self, Error> {
@@ -236,8 +236,6 @@ pub struct Recorder {
     pub initramfs: File,
     pub cpuid: CpuId,
     pub machine: Arc<Machine>,
-    /// So many devices belong to every machine of the kind.
-    pub devices: usize,
     pub pause: Arc<Pause>,
     pub vcpus: Vec<JoinHandle<()>>,
     /// Written to in the end.
@@ -261,7 +259,8 @@ impl Recorder {
         self.wait_until_idle()?;
         self.pause.during(&self.vcpus, |registers| {
             let devices = self.machine.frozen();
-            let states = devices[..self.devices].iter().map(|device| device.state().clone()).collect();
+            let devices = devices.iter().flat_map(|device| device.as_ref());
+            let states = devices.map(|device| device.state().clone()).collect();
             let page_structures =
                 registers[0].page_tables().map_or(vec![], |tables| memmap::ranges(&self.memory, tables));
             let dedicated =

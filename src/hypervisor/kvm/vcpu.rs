@@ -123,8 +123,8 @@ pub fn run(id: usize, vcpu: &mut VcpuFd, machine: &Machine, pause: Option<&Pause
         let mut interrupted = false;
         let end = match vcpu.run() {
             Ok(VcpuExit::MmioWrite(address, data)) => machine.write_memory(address, data),
-            Ok(VcpuExit::MmioRead(_, data)) => {
-                data.fill(0xff);
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                machine.read_memory(address, data);
                 None
             }
             Ok(VcpuExit::IoOut(port, data)) => machine.write_port(port, data),

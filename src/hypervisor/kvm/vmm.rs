@@ -11,25 +11,24 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 
-use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use nix::sys::eventfd::EfdFlags;
-use virtio_bindings::virtio_mmio::{
-    VIRTIO_MMIO_INT_VRING, VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_QUEUE_NOTIFY,
-};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::acpi::Tables;
 use super::image::Target;
+use super::lines::{DeviceLines, Routes};
 use super::machine::Machine;
-use super::memory::{MAX_DEVICES, TSS, gsi, registers};
+use super::memory::{BARS, TSS, bar};
 use super::pause::Pause;
-use super::plug::{self, Slots};
+use super::plug::Slots;
 use super::snapshot::{self, Recorder, State};
 use super::{End, Error, Order, TemplateUse, cpuid, memory, registers, vcpu};
 use crate::devices::balloon::Balloon;
 use crate::devices::fs::Fs;
 use crate::devices::mem::{Control, Mem};
-use crate::devices::mmio::{self, MmioTransport, Windows, Wiring};
+use crate::devices::pci::config_space::{ConfigSpaces, MAX_DEVICES};
+use crate::devices::pci::{self, PciTransport, Wiring};
 use crate::devices::rng::Rng;
 use crate::devices::serial::{self, Serial};
 use crate::devices::vsock::VsockDevice;
@@ -113,8 +112,8 @@ pub fn run() -> Result<End, Error> {
     let vm = Arc::new(kvm.create_vm().map_err(Error::kvm("make a VM"))?);
     let (memory, file) = memory::allocate(spec.memory_mib, spec.max_memory_mib)?;
     // Before the interrupt controllers: afterwards KVM would wait several ms for readers of what it replaces.
-    let windows = Windows::new(MAX_DEVICES)?;
-    memory::register(&vm, &memory, &windows)?;
+    let config_spaces = ConfigSpaces::new()?;
+    memory::register(&vm, &memory, &config_spaces)?;
     vm.set_tss_address(TSS).map_err(Error::kvm("place the TSS"))?;
     vm.create_irq_chip().map_err(Error::kvm("make interrupt controllers"))?;
     let supported = cpuid::supported(&kvm, spec.max_vcpus)?;
@@ -160,25 +159,20 @@ pub fn run() -> Result<End, Error> {
         devices.push(Box::new(Mem::new(start, length, control)));
     }
     let first_slot = devices.len();
-    if spec.network {
-        devices.extend(plug::placeholders(NETWORK_SLOTS));
-    }
-    let first_block = devices.len();
-    devices.extend(plug::placeholders(spec.block_slots));
-    assert!(devices.len() <= MAX_DEVICES, "the list of devices is this file's");
+    let first_block = first_slot + NETWORK_SLOTS;
+    assert!(first_block + BLOCK_SLOTS <= MAX_DEVICES, "the list of devices is this file's");
+    let bus = Bus { routes: Routes::new(Arc::clone(&vm)), memory: memory.clone(), config_spaces, event_loop };
     let mut states = snapshot.as_ref().map(|(_, state)| state.devices.iter().cloned());
-    let attach = |(index, device)| {
-        let state = states.as_mut().and_then(Iterator::next);
-        attach(index, device, state, &vm, &memory, &windows, &event_loop)
-    };
+    let attach = |(index, device)| bus.attach(index, device, states.as_mut().and_then(Iterator::next));
     let devices = devices.into_iter().enumerate().map(attach).collect::<Result<Vec<_>, _>>()?;
+    bus.routes.go_live()?;
     let serial = Serial::new(serial_interrupt(&vm, spec.console)?);
 
     let vcpus =
         (0..spec.max_vcpus).map(|id| vcpu::create(&vm, id, &supported)).collect::<Result<Vec<_>, _>>()?;
     match (&image, &snapshot) {
         (Some(image), _) => {
-            let tables = Tables { vcpus: spec.max_vcpus, devices: devices.len(), serial: spec.console };
+            let tables = Tables { vcpus: spec.max_vcpus, serial: spec.console };
             let rsdp = tables.write(&memory)?;
             target.write_start_info(image, &command_line(&spec), rsdp)?;
             vcpu::start_at(&vcpus[0], image.entry)?;
@@ -186,6 +180,7 @@ pub fn run() -> Result<End, Error> {
         (None, Some((_, state))) => {
             state.give(&vm)?;
             state.vcpus.iter().zip(&vcpus).try_for_each(|(registers, vcpu)| registers.give(vcpu))?;
+            devices.iter().try_for_each(PciTransport::wake)?;
         }
         (None, None) => unreachable!("without a template there is an image"),
     }
@@ -198,23 +193,22 @@ pub fn run() -> Result<End, Error> {
         None => None,
     };
     let lively = snapshot.map_or(vec![], |(_, state)| state.lively);
-    let (ended, _watch, threads) = start_vcpus(vcpus, lively, &machine, pause.as_ref(), &event_loop)?;
+    let (ended, _watch, threads) = start_vcpus(vcpus, lively, &machine, pause.as_ref(), &bus.event_loop)?;
     let recording = match (make, pause) {
         (Some(TemplateFds { file: template, parent }), Some(pause)) => {
             let done = signal()?;
-            let watch = event_loop.events(RECORDED).watch(&done, 0)?;
+            let watch = bus.event_loop.events(RECORDED).watch(&done, 0)?;
             let recorder = Recorder {
                 template,
                 parent,
                 greeted,
-                vm: Arc::clone(&vm),
-                memory: memory.clone(),
+                vm,
+                memory,
                 file,
                 kernel,
                 initramfs,
                 cpuid: supported,
                 machine: Arc::clone(&machine),
-                devices: first_slot,
                 pause,
                 vcpus: threads,
                 done,
@@ -224,12 +218,10 @@ pub fn run() -> Result<End, Error> {
         }
         _ => None,
     };
+    let event_loop = bus.event_loop.clone();
     let slots = Slots {
         listener: control,
-        vm,
-        memory,
-        windows,
-        event_loop: event_loop.clone(),
+        bus,
         first: first_slot,
         first_block,
         used_blocks: std::array::from_fn(|slot| slot >= spec.block_slots),
@@ -281,9 +273,9 @@ fn read_order(file: &mut File) -> Result<Order, Error> {
 
 /// What this machine needs the kernel to know, then what the caller wants.
 fn command_line(spec: &VmSpec) -> String {
-    // No PCI bus; of a console only what a panic says. keep: beyond the early boot.
+    // noearly: nobody asks for quirks of chips by ports that are not there. Of a console only what a panic says. keep: beyond the early boot.
     // reboot: a kernel with EFI takes reduced ACPI for a sign of that, and falls back to a BIOS that is not there.
-    let machine = "reboot=a pci=off";
+    let machine = "reboot=a pci=noearly";
     let console = match spec.console {
         true => "console=ttyS0 earlyprintk=serial,0x3f8,115200",
         false => "quiet loglevel=3 8250.nr_uarts=0 earlyprintk=serial,0x3f8,115200,keep",
@@ -291,45 +283,40 @@ fn command_line(spec: &VmSpec) -> String {
     format!("{machine} {} {console} {}", spec.parameters(), spec.kernel_parameters)
 }
 
-/// Connects device number `index` with the guest: registers, a kick for each queue, an interrupt line. With `state` it goes on as the
-/// device that was in that state.
-pub fn attach(
-    index: usize,
-    device: Box<dyn VirtioDevice>,
-    state: Option<mmio::State>,
-    vm: &VmFd,
-    memory: &Memory,
-    windows: &Windows,
-    event_loop: &EventLoop,
-) -> Result<MmioTransport, Error> {
-    let eventfd =
-        || EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map(Arc::new).map_err(Error::host("make an eventfd"));
-    let interrupt = eventfd()?;
-    let queues = device.queue_sizes().len() as u32;
-    // Without queues it is a placeholder, which leaves the line to what comes in its place.
-    if queues > 0 {
-        vm.register_irqfd(&interrupt, gsi(index)).map_err(Error::kvm("wire an interrupt"))?;
-    }
-    let notify = IoEventAddress::Mmio(registers(index) + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY));
-    let mut kicks = Vec::new();
-    for queue in 0..queues {
-        let kick = eventfd()?;
-        vm.register_ioevent(&kick, &notify, queue).map_err(Error::kvm("wire a queue"))?;
-        kicks.push(kick);
-    }
-    if queues > 0 {
-        // The driver says so after each interrupt, and this process has nothing to do about it: KVM takes it, for nobody.
-        let acknowledge = IoEventAddress::Mmio(registers(index) + u64::from(VIRTIO_MMIO_INTERRUPT_ACK));
-        let taken = eventfd()?;
-        vm.register_ioevent(&taken, &acknowledge, VIRTIO_MMIO_INT_VRING)
-            .map_err(Error::kvm("wire an interrupt"))?;
-    }
-    let events = event_loop.events(index as u32);
-    let interrupt = Interrupt(interrupt);
-    let wiring = Wiring { memory: memory.clone(), window: windows.of(index), events, interrupt, kicks };
-    match state {
-        None => Ok(MmioTransport::new(device, wiring)),
-        Some(state) => Ok(MmioTransport::resumed(device, state, wiring)?),
+/// What all devices are attached to.
+pub struct Bus {
+    routes: Routes,
+    pub memory: Memory,
+    config_spaces: ConfigSpaces,
+    event_loop: EventLoop,
+}
+
+impl Bus {
+    /// Connects device number `index` with the guest. With `state` it goes on as the device that was in that state.
+    pub fn attach(
+        &self,
+        index: usize,
+        device: Box<dyn VirtioDevice>,
+        state: Option<pci::State>,
+    ) -> Result<PciTransport, Error> {
+        let queues = device.queue_sizes().len();
+        let kicks = (0..queues).map(|_| devices::eventfd().map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
+        // One is the configuration's.
+        let interrupts = (0..=queues).map(|_| Interrupt::new()).collect::<Result<Vec<_>, _>>()?;
+        let lines = DeviceLines::new(self.routes.clone(), index, kicks.clone(), interrupts.clone());
+        let wiring = Wiring {
+            memory: self.memory.clone(),
+            config_space: self.config_spaces.of(index),
+            bars: BARS,
+            events: self.event_loop.events(index as u32),
+            kicks,
+            interrupts,
+            lines: Box::new(lines),
+        };
+        match state {
+            None => Ok(PciTransport::new(device, bar(index), wiring)),
+            Some(state) => Ok(PciTransport::resumed(device, state, wiring)?),
+        }
     }
 }
 
@@ -338,7 +325,7 @@ fn serial_interrupt(vm: &VmFd, console: bool) -> Result<Option<EventFd>, Error> 
     if !console {
         return Ok(None);
     }
-    let interrupt = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(Error::host("make an eventfd"))?;
+    let interrupt = devices::eventfd()?;
     vm.register_irqfd(&interrupt, serial::GSI).map_err(Error::kvm("wire an interrupt"))?;
     Ok(Some(interrupt))
 }

@@ -34,10 +34,7 @@ pub fn plug(control: &Path, block: Block) -> io::Result<GuestDevice> {
     // QEMU has a descriptor of its own of it by now, or has no use for it.
     let _ = session.execute(&qmp::remove_fd { fdset_id: set, fd: None });
     plugged?;
-    Ok(GuestDevice {
-        bus: "pci".into(),
-        address: format!("{NETWORK_BRIDGE_NUMBER}/{:02x}", number(block.slot)),
-    })
+    Ok(GuestDevice { address: format!("{NETWORK_BRIDGE_NUMBER}/{:02x}", number(block.slot)) })
 }
 
 /// Behind the bridge, after its own controller and the network interfaces.

@@ -46,10 +46,7 @@ pub fn plug(control: &Path, nic: Nic) -> io::Result<GuestDevice> {
         let _ = session.execute(&qmp::netdev_del { id });
         return Err(error.into());
     }
-    Ok(GuestDevice {
-        bus: "pci".into(),
-        address: format!("{NETWORK_BRIDGE_NUMBER}/{:02x}", number(nic.slot)),
-    })
+    Ok(GuestDevice { address: format!("{NETWORK_BRIDGE_NUMBER}/{:02x}", number(nic.slot)) })
 }
 
 /// Behind the bridge: 0 is the bridge's own hot-plug controller.

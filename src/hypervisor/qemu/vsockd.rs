@@ -38,7 +38,7 @@ const RX: usize = 0;
 const TX: usize = 1;
 /// Queues that QEMU leaves to the back end.
 const QUEUES: usize = 2;
-/// QEMU's virtio-mmio lets the driver choose any size up to this, whatever the device had in mind.
+/// QEMU lets the driver choose any size up to this, whatever the device had in mind.
 const MAX_QUEUE_SIZE: u16 = 1024;
 /// Main, the library's request and worker threads.
 const THREADS: u64 = 3;
