@@ -66,7 +66,7 @@ pub fn plan(folder: &str, bundle: &Bundle, served: &[Used]) -> Result<Plan, Erro
         if let Some(option) = sharing(mount.options()) {
             tracing::warn!(
                 "{} is mounted as {option}, but mounts do not pass from a virtual machine to the host: what the container mounts \
-                 there is not on the host",
+                 there is seen in its pod, and not on the host",
                 mount.destination().display()
             );
         }

@@ -574,6 +574,46 @@ fn what_the_host_mounts_later_is_seen_by_who_asks() {
     drop(aside);
 }
 
+/// `Bidirectional` in one container, `HostToContainer` in another, and neither.
+#[test]
+fn what_a_container_mounts_is_seen_by_those_of_its_pod_that_ask() {
+    let volume = tempfile::tempdir().unwrap();
+    fs::create_dir_all(volume.path().join("x")).unwrap();
+    // It sees the agent's mounts.
+    let mut pod = sandbox();
+    pod.config["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "pid");
+    pod.capabilities(&["CAP_SYS_PTRACE"]);
+    let sandbox = running(&pod);
+    let peers = || sandbox.sh("grep -c /run/rt/peers/ /proc/1/mountinfo").stdout;
+    let with = |propagation: &str| {
+        let mut bundle = member(&pod, sandbox.pid(), "exec sleep 100000");
+        bundle.mount("/volume", "bind", volume.path().to_str().unwrap(), &["rbind", propagation]);
+        bundle.capabilities(&["CAP_SYS_ADMIN"]);
+        bundle
+    };
+    let (gives, takes, private) = (with("rshared"), with("rslave"), with("rprivate"));
+    let [giving, taking, apart] = [&gives, &takes, &private].map(running);
+    let sees = |container: &Container<'_>| container.sh("cat /volume/x/file").stdout == b"inside\n";
+    giving.sh("mount -t tmpfs inside /volume/x && echo inside >/volume/x/file").code(0);
+    assert!(sees(&giving) && sees(&taking));
+    assert!(!sees(&apart));
+    assert!(!volume.path().join("x/file").exists(), "a file system of the guest's is none of the host's");
+    // Mounts come to it, and do not go from it.
+    taking.sh("mkdir /volume/y && mount -t tmpfs mine /volume/y && echo inside >/volume/y/file").code(0);
+    giving.sh("cat /volume/y/file").code(1);
+    // Those that come later find what is there.
+    let (late, later) = (with("rslave"), with("rshared"));
+    let [late, later] = [&late, &later].map(running);
+    assert!(sees(&late) && sees(&later));
+    later.sh("umount /volume/x").code(0);
+    for container in [&giving, &taking, &late, &later] {
+        assert!(!sees(container));
+    }
+    assert_eq!(peers(), b"1\n");
+    drop((giving, taking, apart, late, later));
+    assert_eq!(peers(), b"0\n");
+}
+
 /// The guest's free memory, in KiB.
 fn free_kib(container: &Container<'_>) -> i64 {
     let ended =

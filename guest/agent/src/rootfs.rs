@@ -19,6 +19,8 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, chown, unlinkat};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount, Spec};
 
+use crate::{share, sys};
+
 /// What libcontainer makes in /dev and does not take when it is there, besides `linux.devices`.
 const OWN_DEVICES: [&str; 12] =
     ["null", "zero", "full", "tty", "urandom", "random", "fd", "stdin", "stdout", "stderr", "kcore", "ptmx"];
@@ -26,12 +28,20 @@ const OWN_DEVICES: [&str; 12] =
 /// Options of mounts that libcontainer does not know or loses, for [`finish`].
 #[derive(Debug, Default)]
 pub struct Rest {
-    propagations: Vec<(PathBuf, MsFlags)>,
+    propagations: Vec<Propagation>,
     copies: Vec<(PathBuf, OwnedFd)>,
     /// A /dev that is read-only once libcontainer has filled it.
     sealed_dev: bool,
     /// `linux.readonlyPaths`, of which libcontainer would make `nosuid`, `nodev` and `noexec`, too.
     readonly_paths: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Propagation {
+    destination: PathBuf,
+    flags: MsFlags,
+    /// A mount of the same volume, with which mounts are exchanged, or from which they come.
+    peer: Option<OwnedFd>,
 }
 
 impl Rest {
@@ -179,7 +189,7 @@ fn take_options(entry: &mut Mount, root: BorrowedFd<'_>, rest: &mut Rest) -> Res
         options.push(format!("mode={:o}", status.st_mode & 0o7777));
     }
     *options = std::mem::take(options).into_iter().filter_map(|option| reworded(option, is_bind)).collect();
-    let mut copies = false;
+    let (mut copies, mut propagations) = (false, Vec::new());
     options.retain(|option| match option.as_str() {
         "tmpcopyup" => {
             copies = true;
@@ -187,18 +197,38 @@ fn take_options(entry: &mut Mount, root: BorrowedFd<'_>, rest: &mut Rest) -> Res
         }
         other => match propagation(other) {
             Some(flags) => {
-                // A new mount of the guest is private already, and a slave of nothing.
-                if flags.intersects(MsFlags::MS_SHARED | MsFlags::MS_UNBINDABLE) {
-                    rest.propagations.push((destination.clone(), flags));
-                }
+                propagations.push(flags);
                 false
             }
             None => true,
         },
     });
+    let sees_others =
+        propagations.iter().any(|flags| flags.intersects(MsFlags::MS_SHARED | MsFlags::MS_SLAVE));
     let is_read_only = options.iter().rev().find(|option| ["ro", "rw"].contains(&option.as_str()));
     rest.sealed_dev |=
         is_tmpfs && destination == Path::new("/dev") && is_read_only.is_some_and(|last| last == "ro");
+    if is_bind
+        && let Some(source) = entry.source()
+        && let Some(peer) = share::peer(source, sees_others)
+            .map_err(|error| format!("cannot share the mounts below {}: {error}", destination.display()))?
+    {
+        // With what is mounted there already; of libcontainer's making a slave of it.
+        entry.set_source(Some(peer.clone()));
+        let flags = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
+        rest.propagations.push(Propagation { destination: destination.clone(), flags, peer: None });
+        if sees_others {
+            let peer = open(&peer, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+            let peer = peer.map_err(|error| format!("cannot open a volume: {}", error.desc()))?;
+            let flags = MsFlags::MS_SHARED;
+            rest.propagations.push(Propagation { destination: destination.clone(), flags, peer: Some(peer) });
+        }
+    }
+    // A new mount of the guest is private already, and a slave of nothing.
+    let changes = |flags: &MsFlags| sees_others || flags.intersects(MsFlags::MS_UNBINDABLE);
+    for flags in propagations.into_iter().filter(changes) {
+        rest.propagations.push(Propagation { destination: destination.clone(), flags, peer: None });
+    }
     if copies && !is_tmpfs {
         return Err(format!("mount {}: tmpcopyup is for tmpfs only", destination.display()));
     }
@@ -302,10 +332,11 @@ pub fn finish(pid: i32, rest: &Rest) -> Result<(), String> {
     setns(&file, CloneFlags::CLONE_NEWNS)
         .map_err(|error| format!("cannot enter {namespace}: {}", error.desc()))?;
     let none = None::<&str>;
-    for (destination, flags) in &rest.propagations {
-        mount(none, destination, none, *flags, none).map_err(|error| {
-            format!("cannot set the propagation of {}: {}", destination.display(), error.desc())
-        })?;
+    for Propagation { destination, flags, peer } in &rest.propagations {
+        let joined = peer.as_ref().map_or(Ok(()), |peer| sys::join_peers(peer.as_fd(), destination));
+        joined
+            .and_then(|()| Ok(mount(none, destination, none, *flags, none)?))
+            .map_err(|error| format!("cannot set the propagation of {}: {error}", destination.display()))?;
     }
     for (destination, source) in &rest.copies {
         copy_tree(source.as_fd(), destination)
@@ -409,7 +440,7 @@ mod tests {
         take_options(&mut tmpfs, root.as_fd(), &mut rest).expect("taken");
         assert_eq!(tmpfs.options().as_deref(), Some(&["size=1m".to_owned(), "mode=751".to_owned()][..]));
         assert_eq!(rest.copies.len(), 1);
-        assert_eq!(rest.propagations[0].1, MsFlags::MS_SHARED | MsFlags::MS_REC);
+        assert_eq!(rest.propagations[0].flags, MsFlags::MS_SHARED | MsFlags::MS_REC);
         let mut bind =
             mount_entry(r#"{"destination":"/v","type":"bind","options":["rbind","rprivate","ro"]}"#);
         let mut rest = Rest::default();

@@ -1,15 +1,20 @@
 //! The sandbox's share: the one virtio-fs that holds what of the host the containers see.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{self, MntFlags, MsFlags};
 
 use crate::kmsg;
+
+/// Where mounts of parts of the share lie whose containers share mounts below them.
+const PEERS: &str = "/run/rt/peers";
 
 /// How long this kernel believes what it was told of a name on the share, and a little more.
 const VALIDITY: Duration = Duration::from_millis(1200);
@@ -31,6 +36,38 @@ pub fn mount(tag: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Where the directory `source` on the share is mounted so that containers see each other's mounts below it: one mount for all of them, made for the
+/// first that is `wanted` to see such. `None` for what is no directory on the share.
+pub fn peer(source: &Path, wanted: bool) -> io::Result<Option<PathBuf>> {
+    let Ok(name) = source.strip_prefix(rt_proto::SHARE_DIR) else { return Ok(None) };
+    let place = place_of_peer(name);
+    if !wanted {
+        return Ok(Some(place).filter(|place| place.exists()));
+    }
+    if !fs::metadata(source)?.is_dir() {
+        return Ok(None);
+    }
+    fs::create_dir_all(PEERS)?;
+    let peers = File::open(PEERS)?;
+    let device = peers.metadata()?.dev();
+    // Two containers may be the first.
+    let _lock = Flock::lock(peers, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
+    match fs::create_dir(&place) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    if fs::metadata(&place)?.dev() == device {
+        let none = None::<&str>;
+        mount::mount(Some(source), &place, none, MsFlags::MS_BIND, none)?;
+    }
+    mount::mount(None::<&str>, &place, None::<&str>, MsFlags::MS_SHARED, None::<&str>)?;
+    Ok(Some(place))
+}
+
+fn place_of_peer(name: &Path) -> PathBuf {
+    Path::new(PEERS).join(name.to_string_lossy().replace('/', ":"))
+}
+
 /// Writes back what the share has at these names, and lets the server close it: a mounted part is unmounted here, and what
 /// this kernel remembers of the rest is forgotten once it has noticed that the names are gone.
 ///
@@ -41,6 +78,10 @@ pub fn release(names: Vec<String>) -> Result<(), String> {
     for name in names {
         if !Path::new(&name).components().all(|part| matches!(part, Component::Normal(_))) {
             return Err(format!("{name:?} is no name on the share"));
+        }
+        let peer = place_of_peer(Path::new(&name));
+        if mount::umount2(&peer, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).is_ok() {
+            let _ = fs::remove_dir(&peer);
         }
         paths.push(Path::new(rt_proto::SHARE_DIR).join(name));
     }
@@ -69,7 +110,7 @@ pub fn unmount() -> Result<(), String> {
     let directory = rt_proto::SHARE_DIR;
     let share = match File::open(directory) {
         Ok(share) => share,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(format!("cannot open {directory}: {error}")),
     };
     nix::unistd::syncfs(&share)

@@ -33,6 +33,26 @@ pub fn load_module(file: &impl AsRawFd) -> nix::Result<()> {
     Errno::result(result).map(drop)
 }
 
+/// Makes the mount at `mount_point`, which is private, one of those among which mounts pass: `peer` is the root of another, in any mount
+/// namespace, of the same file system or of what holds it (move_mount(2), MOVE_MOUNT_SET_GROUP, Linux 5.15).
+pub fn join_peers(peer: BorrowedFd<'_>, mount_point: &std::path::Path) -> io::Result<()> {
+    const FROM_EMPTY_PATH: libc::c_uint = 0x4;
+    const SET_GROUP: libc::c_uint = 0x100;
+    let mount_point = CString::new(mount_point.as_os_str().as_encoded_bytes())?;
+    // SAFETY: the descriptor is open for the whole call and both paths are NUL-terminated strings; the kernel copies them.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            peer.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            mount_point.as_ptr(),
+            FROM_EMPTY_PATH | SET_GROUP,
+        )
+    };
+    Ok(Errno::result(result).map(drop)?)
+}
+
 /// Credits `seed` to the kernel's random pool, and has the generator begin anew with it: one that is ready, as in a machine that
 /// starts from a template, would go on from the template's state until its time is up.
 pub fn add_entropy(seed: &[u8]) -> io::Result<()> {
