@@ -245,6 +245,7 @@ fn carry_to_the_end(
     if start {
         monitor.start()?;
     }
+    monitor.keep_timeline();
     up()?;
     monitor.is_known();
     monitor.wait()

@@ -202,11 +202,15 @@ impl Monitor {
         Ok(())
     }
 
-    /// Whoever asked for the container knows of it: its record stays until it is deleted, where the request says so.
-    pub fn is_known(&mut self) {
+    /// Leaves the timeline for `rt trace`: before whoever asked for the container knows of it, and may ask for that.
+    pub fn keep_timeline(&self) {
         if let Err(error) = self.timeline.save(&self.store.path(&self.request.id)) {
             tracing::debug!("the timeline is not kept: {error}");
         }
+    }
+
+    /// Whoever asked for the container knows of it: its record stays until it is deleted, where the request says so.
+    pub fn is_known(&mut self) {
         self.is_up = true;
     }
 

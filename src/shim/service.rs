@@ -533,6 +533,7 @@ fn carry_to_the_end(
     up: &mut Up,
 ) -> Result<u8, container::Error> {
     monitor.create(container::Streams::Given(ends), None)?;
+    monitor.keep_timeline();
     monitor.is_known();
     let (agent, flow) = (monitor.agent()?.clone(), monitor.flow()?);
     up.up(Handle { agent, id: id.into(), exec_id: String::new(), flow });
