@@ -42,26 +42,30 @@ pub fn peer(source: &Path, wanted: bool) -> io::Result<Option<PathBuf>> {
     let Ok(name) = source.strip_prefix(rt_proto::SHARE_DIR) else { return Ok(None) };
     let place = place_of_peer(name);
     if !wanted {
-        return Ok(Some(place).filter(|place| place.exists()));
+        return Ok(Some(place).filter(|place| is_mounted(place)));
     }
     if !fs::metadata(source)?.is_dir() {
         return Ok(None);
     }
     fs::create_dir_all(PEERS)?;
-    let peers = File::open(PEERS)?;
-    let device = peers.metadata()?.dev();
     // Two containers may be the first.
-    let _lock = Flock::lock(peers, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
+    let _lock = Flock::lock(File::open(PEERS)?, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
     match fs::create_dir(&place) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    if fs::metadata(&place)?.dev() == device {
+    if !is_mounted(&place) {
         let none = None::<&str>;
         mount::mount(Some(source), &place, none, MsFlags::MS_BIND, none)?;
     }
     mount::mount(None::<&str>, &place, None::<&str>, MsFlags::MS_SHARED, None::<&str>)?;
     Ok(Some(place))
+}
+
+/// Who made the directory may have ended before anything was mounted there.
+fn is_mounted(place: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    device(place).is_some_and(|mounted| Some(mounted) != device(Path::new(PEERS)))
 }
 
 fn place_of_peer(name: &Path) -> PathBuf {
@@ -80,9 +84,9 @@ pub fn release(names: Vec<String>) -> Result<(), String> {
             return Err(format!("{name:?} is no name on the share"));
         }
         let peer = place_of_peer(Path::new(&name));
-        if mount::umount2(&peer, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).is_ok() {
-            let _ = fs::remove_dir(&peer);
-        }
+        // Both fail where nobody asked for one.
+        let _ = mount::umount2(&peer, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+        let _ = fs::remove_dir(&peer);
         paths.push(Path::new(rt_proto::SHARE_DIR).join(name));
     }
     // About data that was written through mmap(2) and not synced; all else is on the host already. A mounted part is synced
