@@ -1,6 +1,6 @@
 //! virtio-net, virtio 1.2 §5.1, before a TAP device with a queue of its own for each pair of the guest's.
 //!
-//! Two ways for frames. With vhost-net the host's kernel moves them: queues, kicks and interrupt are handed over at activation, and the VMM
+//! Two ways for frames. With vhost-net the host's kernel moves them: queues, kicks and interrupts are handed over at activation, and the VMM
 //! sees no frame ([`kernel`]). Without, the VMM's I/O thread copies them, one system call each ([`frames`]).
 //!
 //! Checksums and segmentation are left to whoever ends up with a frame, in both directions: up to 64 KiB pass at once,
