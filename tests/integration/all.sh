@@ -121,11 +121,7 @@ bench() {
   RT_BENCH_JSON=$logs/bench-here.json stage bench-here "${as_root[@]}" "$(program)" --ignored --nocapture --test-threads 1 bench::
   stage bench-kvm-machine env RT_TEST_PLACE=kvm RT_TEST_PATIENCE=4 KVM_MACHINE_OUT="$logs/kvm-machine" \
     RT_BENCH_JSON="$logs/kvm-machine/bench.json" KVM_MACHINE_ENV="RT_BIN RT_TEST_PLACE RT_TEST_PATIENCE RT_BENCH_JSON" \
-    "${as_root[@]}" tests/integration/kvm-machine.sh "$(printf '%q ' "$(program)" --ignored --nocapture --test-threads 1 bench:: --skip network::)"
-  # Beside QEMU by instructions: what others take away from this host meanwhile is more than what the two differ by.
-  stage bench-network-counted env KVM_MACHINE_ICOUNT=1 RT_TEST_PLACE=kvm RT_TEST_PATIENCE=4 \
-    KVM_MACHINE_ENV="RT_BIN RT_TEST_PLACE RT_TEST_PATIENCE" \
-    "${as_root[@]}" tests/integration/kvm-machine.sh "$(printf '%q ' "$(program)" --ignored --nocapture --test-threads 1 network::bench)"
+    "${as_root[@]}" tests/integration/kvm-machine.sh "$(printf '%q ' "$(program)" --ignored --nocapture --test-threads 1 bench::)"
   # Where programs are no longer in memory when they are called again, as on a disk over a network.
   stage bench-starts-virtiofs env KVM_MACHINE_ROOT=virtiofs RT_BENCH_PART=starts RT_TEST_PLACE=kvm RT_TEST_PATIENCE=4 \
     KVM_MACHINE_ENV="RT_BIN RT_TEST_PLACE RT_TEST_PATIENCE RT_BENCH_PART" \
