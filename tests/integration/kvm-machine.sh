@@ -164,7 +164,7 @@ serial=file:$run/console; [ -z "${KVM_MACHINE_DEBUG:-}" ] || serial=file:/dev/st
 : >"$run/output"
 # The emulator changes the processor's set of pending interrupts from two threads without a lock: one that comes as a guest's guest is
 # entered or left is lost now and then, and if it is the timer's, the machine stands still for good. The next interrupt
-# brings the lost one along, so there is one each second. (Where clocks count instructions, one thread does it all.)
+# brings the lost one along, so there is one each second; none where clocks count instructions, for figures that stay the same.
 mkfifo "$run/heartbeat"
 accel=(-accel tcg,thread=multi); [ -z "${KVM_MACHINE_ICOUNT:-}" ] || accel=(-accel tcg,thread=single -icount shift=0,sleep=off)
 qemu-system-x86_64 -M q35 "${accel[@]}" -cpu max,+svm -smp 1 -m "$mem" \
