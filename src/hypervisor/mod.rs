@@ -258,7 +258,7 @@ pub trait Vm {
     fn accept(&mut self, deadline: Instant) -> Result<OwnedFd, Error>;
 
     /// Kills the VMM process and does not wait for its end.
-    fn kill(&self);
+    fn kill(&mut self);
 
     /// Kills the VMM process if it still runs, reaps it, removes what the backend laid into `state_dir`, and tells how it ended. Idempotent.
     fn end(&mut self) -> Ending;

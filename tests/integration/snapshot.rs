@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::network::netns::Pair;
-use crate::shell::{Bundle, Ended, Input, Place, guest_file, host, place, rt_binary};
+use crate::shell::{Bundle, Ended, Input, Place, guest_file, host, patience, place, rt_binary};
 
 const DIRECTORY: &str = "/run/rt-templates";
 
@@ -130,6 +131,37 @@ fn what_never_changes_its_purpose_is_shared() {
         Place::Emulation => assert_eq!(mib, 0),
         Place::Kvm => assert!((8 + 4..=24).contains(&mib), "{mib} MiB"),
     }
+}
+
+/// Known when the first machine ends, or when it has run for two seconds.
+#[test]
+fn what_machines_touch_is_in_the_template() {
+    const MEMORY: u64 = 256 << 20;
+    const PAGES: u32 = (MEMORY / 4096) as u32;
+    let before = templates();
+    let touched = || {
+        let mut bits = vec![0; PAGES as usize / 8];
+        let path = templates().difference(&before).next().expect("a template").clone();
+        fs::File::open(path).unwrap().read_exact_at(&mut bits, MEMORY).unwrap();
+        bits.iter().map(|byte| byte.count_ones()).sum::<u32>()
+    };
+    let is_known = |pages| (500..8000).contains(&pages);
+    let mut bundle = of_a_new_kind("memory_mib = 256\n");
+    run(&mut bundle, "").0.says(&[]);
+    if place() == Place::Emulation {
+        assert_eq!(templates(), before);
+        return;
+    }
+    assert!(is_known(touched()), "{}", touched());
+    templates().difference(&before).for_each(|path| fs::remove_file(path).unwrap());
+    bundle.args(&["/bin/sleep", "1000"]);
+    let _container = bundle.run_detached(&[]);
+    assert_eq!(touched(), PAGES);
+    let deadline = Instant::now() + patience(20);
+    while touched() == PAGES && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(is_known(touched()), "{}", touched());
 }
 
 /// One is there before the machine runs, which makes its template without it; whoever starts from that gets its own.

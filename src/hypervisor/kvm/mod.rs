@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use self::template::Template;
+use self::working_set::Observer;
 use super::process::VmmProcess;
 use super::{Ending, Error as VmError, Hypervisor, Kind, Vm, VmFds, VmRecord, VmSpec, vsock};
 use crate::{config, devices, jail, sys};
@@ -37,6 +38,7 @@ mod snapshot;
 mod template;
 mod vcpu;
 mod vmm;
+mod working_set;
 
 pub use plug::{memory as plugged_memory, plug, plug_block};
 pub use probe::{DEVICE, Step, Unusable, address_bits, examine, probe};
@@ -63,6 +65,7 @@ struct KvmVm {
     control: PathBuf,
     /// What becomes of a template when the guest is up, and the VMM's ear for that.
     template: Option<(Template, UnixStream)>,
+    observer: Option<Observer>,
 }
 
 /// What `rt vmm` is told.
@@ -134,7 +137,9 @@ impl Hypervisor for Kvm {
                 let _ = undo();
                 Err(error)
             }
-            Ok(process) => Ok(Box::new(KvmVm { process, uplink, vsock: path, control, template })),
+            Ok(process) => {
+                Ok(Box::new(KvmVm { process, uplink, vsock: path, control, template, observer: None }))
+            }
         }
     }
 }
@@ -164,7 +169,7 @@ impl Vm for KvmVm {
         match vsock::receive_connection(&self.uplink) {
             Ok(connection) => {
                 if let Some((template, vmm)) = self.template.take() {
-                    template.finish(vmm, deadline);
+                    self.observer = template.finish(&vmm, deadline);
                 }
                 Ok(connection)
             }
@@ -176,7 +181,10 @@ impl Vm for KvmVm {
         }
     }
 
-    fn kill(&self) {
+    fn kill(&mut self) {
+        if let Some(observer) = self.observer.take() {
+            observer.end();
+        }
         self.process.kill();
     }
 

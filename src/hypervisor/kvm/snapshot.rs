@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   0                  guest memory, as in its memfd; holes where nothing is
-//!   memory's length    the machine's state (`State`), postcard
+//!   memory's length    which pages guests touch (`WorkingSet`)
+//!   behind it          the machine's state (`State`), postcard
 //! ```
 //!
 //! It is taken of a guest that has nothing to do: no buffer is with a device, nothing is connected. So a device's state is its
@@ -11,7 +12,7 @@
 
 use std::cmp::Reverse;
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
@@ -29,16 +30,19 @@ use kvm_ioctls::VmFd;
 use nix::sys::eventfd::EventFd;
 use nix::unistd::{Whence, lseek64};
 use serde::{Deserialize, Serialize};
+use vm_memory::GuestMemory;
 
 use super::machine::Machine;
 use super::pause::Pause;
 use super::registers::Registers;
+use super::template::Answer;
+use super::working_set::{self, WorkingSet};
 use super::{Error, image, memmap, memory, one_line, program};
 use crate::devices::{Memory, pci};
 use crate::sys::clock;
 
 /// What a state begins with.
-const FORM: [u8; 8] = *b"rt snap2";
+const FORM: [u8; 8] = *b"rt snap3";
 /// Of the machine's state: 32 processors take less than 1 MiB.
 const MAX_STATE: u64 = 4 << 20;
 const PAGE: usize = 4096;
@@ -61,7 +65,7 @@ pub struct State {
     pub devices: Vec<pci::State>,
     /// Guest memory that never gets another purpose: all machines share the template's until they write to it. Ascending.
     pub dedicated: Vec<Range<u64>>,
-    /// What guests touch most of: all that holds something, but for the page structures. Ascending.
+    /// What guests can touch: all that holds something, but for the page structures. Ascending.
     pub lively: Vec<Range<u64>>,
     interrupt_controllers: Vec<kvm_irqchip>,
     clock: kvm_clock_data,
@@ -100,10 +104,10 @@ impl State {
 
     /// The state in `file`, if it is one of a machine of this memory, on a host that supports `cpuid`.
     pub fn read(file: &File, memory_bytes: u64, cpuid: &CpuId) -> Option<Self> {
-        let length =
-            file.metadata().ok()?.len().checked_sub(memory_bytes).filter(|length| *length <= MAX_STATE)?;
+        let start = state_at(memory_bytes);
+        let length = file.metadata().ok()?.len().checked_sub(start).filter(|length| *length <= MAX_STATE)?;
         let mut bytes = vec![0; length as usize];
-        file.read_exact_at(&mut bytes, memory_bytes).ok()?;
+        file.read_exact_at(&mut bytes, start).ok()?;
         let state: Self = postcard::from_bytes(&bytes).ok()?;
         (state.form == FORM && state.cpuid == cpuid.as_slice()).then_some(state)
     }
@@ -115,6 +119,11 @@ impl State {
         }
         vm.set_clock(&self.clock).map_err(Error::kvm("set the VM's clock"))
     }
+}
+
+/// Where the state begins in a template of a machine of this memory.
+fn state_at(memory_bytes: u64) -> u64 {
+    memory_bytes + WorkingSet::length(memory_bytes) as u64
 }
 
 /// Fills fresh guest memory from `template`, by sendfile(2) as a kernel is loaded, but for what is dedicated: that is
@@ -145,7 +154,7 @@ fn largest(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
 }
 
 /// `range` without `others`, which are ascending.
-fn without(range: Range<u64>, others: &[Range<u64>]) -> Vec<Range<u64>> {
+pub fn without(range: Range<u64>, others: &[Range<u64>]) -> Vec<Range<u64>> {
     let mut parts = Vec::new();
     let mut start = range.start;
     for other in others.iter().filter(|other| other.start < range.end && other.end > range.start) {
@@ -224,8 +233,10 @@ fn lively(
 /// What writes a template of this machine as soon as the agent has greeted and has nothing to do.
 pub struct Recorder {
     pub template: File,
-    /// Gets a line: empty when the template is whole, else why it is not.
+    /// Gets an [`Answer`].
     pub parent: UnixStream,
+    /// This process's, where the kernel has such a thing.
+    pub pagemap: Option<File>,
     pub greeted: Arc<AtomicBool>,
     pub vm: Arc<VmFd>,
     pub memory: Memory,
@@ -244,11 +255,16 @@ pub struct Recorder {
 
 impl Recorder {
     /// In a thread of its own, while the machine runs.
-    pub fn start(mut self) -> Result<(), Error> {
+    pub fn start(self) -> Result<(), Error> {
         let record = move || {
-            let answer = self.record().map_or_else(|error| one_line(&error), |()| String::new());
+            let answer = match self.record() {
+                Ok(()) => {
+                    Answer::Made { memory: self.memory.iter().next().map_or(0, |low| low.as_ptr() as u64) }
+                }
+                Err(error) => Answer::Not(one_line(&error)),
+            };
             // Who wants to know may have ended.
-            let _ = writeln!(self.parent, "{answer}");
+            let _ = answer.send(&self.parent, self.pagemap.as_ref());
             let _ = self.done.write(1);
         };
         let thread = thread::Builder::new().name("recorder".into());
@@ -271,7 +287,9 @@ impl Recorder {
             let lively = lively(&self.template, memory_bytes, page_structures).map_err(failed())?;
             let state = State::take(&self.vm, &self.cpuid, registers, states, dedicated, lively)?;
             let state = postcard::to_stdvec(&state).map_err(|error| failed()(io::Error::other(error)))?;
-            self.template.write_all_at(&state, memory_bytes).map_err(failed())
+            WorkingSet::everything(memory_bytes).write(&self.template, memory_bytes).map_err(failed())?;
+            self.template.write_all_at(&state, state_at(memory_bytes)).map_err(failed())?;
+            working_set::let_go(&self.memory).map_err(failed())
         })
     }
 

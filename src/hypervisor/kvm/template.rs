@@ -10,8 +10,8 @@
 //! as are configured, those used last.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, BufRead, BufReader};
-use std::os::fd::AsRawFd;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -21,9 +21,11 @@ use nix::fcntl::{AtFlags, Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::working_set::Observer;
 use super::{TemplateUse, probe};
 use crate::config;
 use crate::hypervisor::VmSpec;
+use crate::sys::fd;
 
 /// A larger machine boots: its kernel's tables alone, a 64th of its memory, take longer to copy than to fill.
 const MAX_MEMORY_MIB: u32 = 4096;
@@ -54,6 +56,7 @@ pub struct Draft {
     directory: PathBuf,
     name: String,
     origin: Origin,
+    memory_bytes: u64,
     keep: usize,
     /// One at a time: the others boot meanwhile.
     _lock: Flock<File>,
@@ -90,8 +93,8 @@ impl Template {
                 .custom_flags(libc::O_TMPFILE)
                 .mode(0o400)
                 .open(&directory)?;
-            let keep = settings.keep.into();
-            Ok(Some(Self::Make(Draft { file, directory, name, origin, keep, _lock: lock })))
+            let (memory_bytes, keep) = (u64::from(spec.memory_mib) << 20, settings.keep.into());
+            Ok(Some(Self::Make(Draft { file, directory, name, origin, memory_bytes, keep, _lock: lock })))
         };
         found().unwrap_or_else(|error| {
             tracing::debug!("the guest boots: templates cannot be used: {error}");
@@ -114,33 +117,34 @@ impl Template {
     }
 
     /// The guest is up: waits for the template until `deadline`, or forgets one that the VMM found not to fit. `vmm` leads to the VMM.
-    pub fn finish(self, vmm: UnixStream, deadline: Instant) {
+    /// The machine that made one is observed from then on.
+    pub fn finish(self, vmm: &UnixStream, deadline: Instant) -> Option<Observer> {
         match self {
             Self::Start(found) => {
                 if let Ok(()) = vmm.set_nonblocking(true)
-                    && let Ok(reason) = answer(&vmm)
+                    && let Ok((Answer::Not(reason), _)) = Answer::receive(vmm)
                 {
                     tracing::debug!("the guest booted: its template does not fit: {reason}");
                     let _ = fs::remove_file(&found.path);
                 }
+                None
             }
-            Self::Make(draft) => {
-                if let Err(error) = draft.finish(vmm, deadline) {
-                    tracing::debug!("no template was made: {error}");
-                }
-            }
+            Self::Make(draft) => draft.finish(vmm, deadline).unwrap_or_else(|error| {
+                tracing::debug!("no template was made: {error}");
+                None
+            }),
         }
     }
 }
 
 impl Draft {
-    fn finish(self, vmm: UnixStream, deadline: Instant) -> io::Result<()> {
+    fn finish(self, vmm: &UnixStream, deadline: Instant) -> io::Result<Option<Observer>> {
         let left = deadline.saturating_duration_since(Instant::now());
         vmm.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-        let reason = answer(&vmm)?;
-        if !reason.is_empty() {
-            return Err(io::Error::other(reason));
-        }
+        let (address, pagemap) = match Answer::receive(vmm)? {
+            (Answer::Made { memory }, pagemap) => (memory, pagemap),
+            (Answer::Not(reason), _) => return Err(io::Error::other(reason)),
+        };
         self.origin.write(&self.file)?;
         let file = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let cwd = nix::fcntl::AT_FDCWD;
@@ -151,7 +155,9 @@ impl Draft {
             &self.directory.join(&self.name),
             AtFlags::AT_SYMLINK_FOLLOW,
         )?;
-        self.evict()
+        self.evict()?;
+        let Self { file, memory_bytes, .. } = self;
+        pagemap.map(|pagemap| Observer::start(pagemap, address, file, memory_bytes)).transpose()
     }
 
     /// Removes those that were not used for the longest time.
@@ -166,11 +172,26 @@ impl Draft {
     }
 }
 
-/// A line of the VMM.
-fn answer(vmm: &UnixStream) -> io::Result<String> {
-    let mut line = String::new();
-    BufReader::new(io::Read::take(vmm, 4096)).read_line(&mut line)?;
-    line.strip_suffix('\n').map(str::to_owned).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+/// What the VMM says of its template, in one message.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// It is whole. Where the VMM has guest memory; its pagemap may come beside.
+    Made { memory: u64 },
+    /// Why there is none, or why it does not fit.
+    Not(String),
+}
+
+impl Answer {
+    pub fn send(&self, parent: &UnixStream, pagemap: Option<&File>) -> io::Result<()> {
+        let descriptors: Vec<_> = pagemap.iter().map(|pagemap| pagemap.as_fd()).collect();
+        fd::send_several(parent.as_fd(), &serde_json::to_vec(self)?, &descriptors)
+    }
+
+    fn receive(vmm: &UnixStream) -> io::Result<(Self, Option<File>)> {
+        let mut text = [0; 4096];
+        let (length, descriptors) = fd::receive_several(vmm.as_fd(), &mut text)?;
+        Ok((serde_json::from_slice(&text[..length])?, descriptors.into_iter().next().map(File::from)))
+    }
 }
 
 /// What a template was made of, beside the shape of its machine.

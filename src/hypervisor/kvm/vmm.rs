@@ -23,6 +23,8 @@ use super::memory::{BARS, TSS, bar};
 use super::pause::Pause;
 use super::plug::Slots;
 use super::snapshot::{self, Recorder, State};
+use super::template::Answer;
+use super::working_set::WorkingSet;
 use super::{End, Error, Order, TemplateUse, cpuid, memory, registers, vcpu};
 use crate::devices::balloon::Balloon;
 use crate::devices::fs::Fs;
@@ -104,6 +106,7 @@ pub fn run() -> Result<End, Error> {
         Some(TemplateUse::Start) => (Some(TemplateFds::take()?), None),
         Some(TemplateUse::Make) => (None, Some(TemplateFds::take()?)),
     };
+    let pagemap = make.as_ref().and_then(|_| File::open("/proc/self/pagemap").ok());
     jail::enter(&Jail::sealed(LIMITS))?;
     timeline.mark("vmm.jailed");
 
@@ -120,11 +123,11 @@ pub fn run() -> Result<End, Error> {
     timeline.mark("vmm.created");
 
     let memory_bytes = u64::from(spec.memory_mib) << 20;
-    let snapshot = start.and_then(|TemplateFds { file, mut parent }| {
+    let snapshot = start.and_then(|TemplateFds { file, parent }| {
         let state = State::read(&file, memory_bytes, &supported);
         if state.is_none() {
             // Who started this process may have ended.
-            let _ = writeln!(parent, "it was made by another KVM");
+            let _ = Answer::Not("it was made by another KVM".into()).send(&parent, None);
         }
         Some((file, state?))
     });
@@ -192,8 +195,10 @@ pub fn run() -> Result<End, Error> {
         Some(_) => Some(Arc::new(Pause::new(vcpus.len(), registers::msr_numbers(&kvm)?)?)),
         None => None,
     };
-    let lively = snapshot.map_or(vec![], |(_, state)| state.lively);
-    let (ended, _watch, threads) = start_vcpus(vcpus, lively, &machine, pause.as_ref(), &bus.event_loop)?;
+    let soon = snapshot.map_or(vec![], |(template, state)| {
+        WorkingSet::read(&template, memory_bytes).map_or(vec![], |set| set.ahead(&state.lively))
+    });
+    let (ended, _watch, threads) = start_vcpus(vcpus, soon, &machine, pause.as_ref(), &bus.event_loop)?;
     let recording = match (make, pause) {
         (Some(TemplateFds { file: template, parent }), Some(pause)) => {
             let done = signal()?;
@@ -201,6 +206,7 @@ pub fn run() -> Result<End, Error> {
             let recorder = Recorder {
                 template,
                 parent,
+                pagemap,
                 greeted,
                 vm,
                 memory,
@@ -348,7 +354,7 @@ fn signal() -> Result<nix::sys::eventfd::EventFd, Error> {
 
 fn start_vcpus(
     vcpus: Vec<VcpuFd>,
-    mut lively: Vec<Range<u64>>,
+    mut soon: Vec<Range<u64>>,
     machine: &Arc<Machine>,
     pause: Option<&Arc<Pause>>,
     event_loop: &EventLoop,
@@ -363,9 +369,9 @@ fn start_vcpus(
         let pause = pause.cloned();
         let thread = thread::Builder::new().name(format!("vcpu{id}")).stack_size(VCPU_STACK);
         // The first one runs alone for now.
-        let lively = std::mem::take(&mut lively);
+        let soon = std::mem::take(&mut soon);
         let run = move || {
-            vcpu::map_ahead(&vcpu, &lively);
+            vcpu::map_ahead(&vcpu, &soon);
             // A second end is no news.
             let _ = ended.set(vcpu::run(id, &mut vcpu, &machine, pause.as_deref()));
             let _ = wake.write(1);

@@ -131,7 +131,7 @@ impl Vm for QemuVm {
         }
     }
 
-    fn kill(&self) {
+    fn kill(&mut self) {
         self.qemu.kill();
     }
 
