@@ -123,7 +123,7 @@ fn monotonic_ms() -> f64 {
     now.tv_sec() as f64 * 1e3 + now.tv_nsec() as f64 / 1e6
 }
 
-fn median(values: &mut [f64]) -> f64 {
+pub fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {
         0 => f64::NAN,

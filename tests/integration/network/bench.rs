@@ -5,14 +5,14 @@ use std::time::Instant;
 use super::netns::Pair;
 use super::serving_bundle;
 use super::traffic::{self, Client};
-use crate::bench::Table;
+use crate::bench::{Table, median};
 use crate::shell::{Bundle, Place, place};
 
-/// Of each figure, the best is taken: what else runs on the machine only ever takes away.
-const ROUNDS: usize = 5;
+/// Of each figure, the median is taken: now and then a round is a third faster than all others, whoever's it is.
+const ROUNDS: usize = 7;
 /// By so much two runs of the same differ, where software emulates the machine.
 const NOISE: f64 = 0.1;
-const ROUND_TRIPS: usize = 2000;
+const ROUND_TRIPS: usize = 500;
 const VETH: &str = "a plain veth, no VM";
 const QEMU: &str = "QEMU";
 const OWN: &str = "rt's VMM";
@@ -48,14 +48,15 @@ impl Pod {
 
 /// One row for each pod. They are measured in turn, so that what the host does to one it does to the others, too.
 fn compare(table: &mut Table, what: &str, unit: &str, pods: &[Pod], amount: usize, work: fn(&Client, usize)) {
-    let mut best = vec![0.0_f64; pods.len()];
+    let mut rounds = vec![Vec::new(); pods.len()];
     for _ in 0..ROUNDS {
-        for (best, pod) in best.iter_mut().zip(pods) {
-            *best = best.max(amount as f64 / pod.time(work, amount));
+        for (rounds, pod) in rounds.iter_mut().zip(pods) {
+            rounds.push(amount as f64 / pod.time(work, amount));
         }
     }
-    let of = |who| pods.iter().position(|pod| pod.who == who).map(|index| best[index]);
-    for (pod, &figure) in pods.iter().zip(&best) {
+    let figures: Vec<f64> = rounds.iter_mut().map(|rounds| median(rounds)).collect();
+    let of = |who| pods.iter().position(|pod| pod.who == who).map(|index| figures[index]);
+    for (pod, &figure) in pods.iter().zip(&figures) {
         let least = if pod.who == OWN { of(QEMU).map(|figure| figure * (1.0 - NOISE)) } else { None };
         table.row_at_least(format!("{what}, {}", pod.who), figure, unit, least);
     }
