@@ -266,15 +266,21 @@ pub fn vmm_main(_args: &[OsString]) -> ExitCode {
     match vmm::run() {
         Ok(end) => {
             if let End::Kvm(reason) | End::Device(reason) = &end {
-                eprintln!("vmm: {reason}");
+                tell(reason);
             }
             ExitCode::from(end.exit_code())
         }
         Err(error) => {
-            eprintln!("vmm: {}", one_line(&error));
+            tell(&one_line(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// In one write: half a reason is none.
+fn tell(reason: &str) {
+    let line = format!("vmm: {reason}\n");
+    eprint!("{line}");
 }
 
 /// What `rt vmm` may fail with before the guest runs.

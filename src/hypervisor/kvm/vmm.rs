@@ -106,6 +106,8 @@ pub fn run() -> Result<End, Error> {
         Some(TemplateUse::Start) => (Some(TemplateFds::take()?), None),
         Some(TemplateUse::Make) => (None, Some(TemplateFds::take()?)),
     };
+    // Open to the end: the file server ends with its last connection, this process is killed then, and may have a reason to tell first.
+    let _ = share.try_clone().map_err(Error::host("keep the file server"))?.into_raw_fd();
     let pagemap = make.as_ref().and_then(|_| File::open("/proc/self/pagemap").ok());
     jail::enter(&Jail::sealed(LIMITS))?;
     timeline.mark("vmm.jailed");
