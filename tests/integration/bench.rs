@@ -6,8 +6,10 @@
 #[path = "bench_verbs.rs"]
 mod verbs;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -313,15 +315,15 @@ fn first_entry(table: &mut Table) {
     }
 }
 
-/// Of one mapping in /proc/PID/smaps or the sum of all: kB that this process alone holds.
-fn private_kb(pid: i32, counts: impl Fn(&str) -> bool) -> f64 {
+/// The sum of the fields of /proc/PID/smaps that begin so, in kB, over those mappings that count.
+fn smaps_kb(pid: i32, field: &str, counts: impl Fn(&str) -> bool) -> f64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
     let (mut counted, mut sum) = (false, 0.0);
     for line in text.lines() {
         let first = line.split_whitespace().next().unwrap_or("");
         if !first.ends_with(':') {
             counted = counts(line);
-        } else if counted && first.starts_with("Private_") {
+        } else if counted && first.starts_with(field) {
             sum += line.split_whitespace().nth(1).and_then(|kb| kb.parse::<f64>().ok()).unwrap_or(0.0);
         }
     }
@@ -338,7 +340,7 @@ fn memory(table: &mut Table) {
     let (vmm, fsd) = (running.helper("vmm"), running.helper("fsd"));
     // What is a template's is the guest's too.
     let guest = |line: &str| line.contains("memfd:") || line.contains("rt-templates");
-    let mib = |pid| private_kb(pid, |line| !guest(line)) / 1024.0;
+    let mib = |pid| smaps_kb(pid, "Private_", |line| !guest(line)) / 1024.0;
     let vmm_bound = (place() == Place::Kvm).then_some(4.0);
     table.row("VMM, private memory without the guest's", mib(vmm), "MiB", vmm_bound);
     table.row("file server and monitor, private memory", mib(fsd) + mib(running.pid()), "MiB", Some(6.0));
@@ -371,14 +373,18 @@ fn processes_of(bundles: &[Bundle]) -> Vec<i32> {
     bundles.iter().flat_map(|bundle| Processes::of(&bundle.id).pids().collect::<Vec<_>>()).collect()
 }
 
-/// What processes hold, in MiB: the guest's memory among it, and what several share in parts.
-fn pss_mib(pids: &[i32]) -> f64 {
-    let pss = |pid: &i32| {
-        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
-        line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok()).unwrap_or(0.0)
-    };
-    pids.iter().map(pss).sum::<f64>() / 1024.0
+/// What processes hold of the host's memory, in MiB: what several share in parts, and memory files whole, whether their pages are mapped or not.
+fn held_mib(pids: &[i32]) -> f64 {
+    const MEMORY_FILE: &str = "/memfd:";
+    let mut files = BTreeMap::new();
+    for fd in pids.iter().flat_map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).unwrap()).flatten() {
+        if fs::read_link(fd.path()).is_ok_and(|target| target.to_string_lossy().starts_with(MEMORY_FILE)) {
+            let file = fs::metadata(fd.path()).unwrap();
+            files.insert((file.dev(), file.ino()), file.blocks() as f64 / 2.0);
+        }
+    }
+    let mapped = pids.iter().map(|pid| smaps_kb(*pid, "Pss:", |line| !line.contains(MEMORY_FILE)));
+    mapped.chain(files.into_values()).sum::<f64>() / 1024.0
 }
 
 /// Of the guest's memory, what has been touched, in MiB; none where the VMM holds no memfd.
@@ -412,7 +418,8 @@ fn pods(table: &mut Table) {
             // VMM, file server, a monitor for each container; under QEMU a server of vsock, where the host's kernel has none.
             let bound = 4 + usize::from(Processes::of(&bundles[0].id).with_role("vsockd").is_some());
             table.row("processes of a pod of two containers", pids.len() as f64, "", Some(bound as f64));
-            table.row("  their Pss, guest and all", pss_mib(&pids), "MiB", None);
+            let pss: f64 = pids.iter().map(|pid| smaps_kb(*pid, "Pss:", |_| true)).sum();
+            table.row("  their Pss, guest and all", pss / 1024.0, "MiB", None);
         }
         bundles.iter().rev().for_each(|bundle| delete(&rt, bundle));
     }
@@ -458,7 +465,7 @@ fn memory_of_pods(table: &mut Table) {
         let bound = guests.filter(|_| place() == Place::Kvm).map(|guests| guests / count as f64 + 20.0);
         table.row(
             format!("host memory of an idle pod, of {count}"),
-            pss_mib(&all) / count as f64,
+            held_mib(&all) / count as f64,
             "MiB",
             bound,
         );

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use super::{Table, median, monotonic_ms, private_kb};
+use super::{Table, held_mib, median, monotonic_ms};
 use crate::shell::{Bundle, Place, Processes, patience, place, rt_binary};
 
 const ROUNDS: usize = 11;
@@ -136,8 +136,8 @@ fn execs(bundle: &Bundle, runtimes: &[Runtime], table: &mut Table) {
         let mut times: Vec<f64> = (0..EXECS).map(|_| must(&["exec", &id, "/bin/true"])).collect();
         took.push(median(&mut times));
         if runtime.name == "rt" {
-            let kb: f64 = Processes::of(&id).pids().map(|pid| private_kb(pid, |_| true)).sum();
-            table.row("memory that one container holds, guest and helpers", kb / 1024.0, "MiB", None);
+            let pids: Vec<i32> = Processes::of(&id).pids().collect();
+            table.row("memory that one container holds, guest and helpers", held_mib(&pids), "MiB", None);
         }
         must(&["delete", "--force", &id]);
     }
