@@ -1,5 +1,5 @@
-//! Which pages of guest memory a machine touches when it goes on from a template: a third of what that holds, much the same
-//! ones each time. KVM maps them ahead, and no others.
+//! Which pages of guest memory a machine touches when it goes on from a template: less than half of what that holds, and some that
+//! were free, much the same ones each time. KVM maps them ahead, and no others.
 //!
 //! The machine that makes a template shows them. Its VMM lets go of all mappings of guest memory as it takes the template, and KVM makes
 //! them again as the guest needs them. After a moment, or when the machine is to end, its parent looks which are there (/proc/PID/pagemap,
