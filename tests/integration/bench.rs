@@ -27,6 +27,8 @@ use crate::shell::{Bundle, Place, Processes, guest_file, host, place, rt_binary}
 /// How often a start is measured; medians are taken.
 const ROUNDS: usize = 7;
 const FILE_MIB: usize = 256;
+/// What a link below /proc/PID/fd to one begins with.
+const MEMORY_FILE: &str = "/memfd:";
 /// After a container's start.
 const SETTLED: Duration = Duration::from_secs(1);
 
@@ -344,7 +346,7 @@ fn memory(table: &mut Table) {
     let vmm_bound = (place() == Place::Kvm).then_some(4.0);
     table.row("VMM, private memory without the guest's", mib(vmm), "MiB", vmm_bound);
     table.row("file server and monitor, private memory", mib(fsd) + mib(running.pid()), "MiB", Some(6.0));
-    match guest_mib(vmm) {
+    match memory_files_mib(&[vmm]) {
         Some(mib) => {
             let bound = (place() == Place::Kvm).then_some(36.0);
             table.row("guest memory touched, idle, of 128 MiB", mib, "MiB", bound);
@@ -375,24 +377,20 @@ fn processes_of(bundles: &[Bundle]) -> Vec<i32> {
 
 /// What processes hold of the host's memory, in MiB: what several share in parts, and memory files whole, whether their pages are mapped or not.
 fn held_mib(pids: &[i32]) -> f64 {
-    const MEMORY_FILE: &str = "/memfd:";
+    let mapped = pids.iter().map(|pid| smaps_kb(*pid, "Pss:", |line| !line.contains(MEMORY_FILE)));
+    mapped.sum::<f64>() / 1024.0 + memory_files_mib(pids).unwrap_or(0.0)
+}
+
+/// Of memory files that processes have open, a guest's memory above all, what has been touched, in MiB; none where there is no such file.
+fn memory_files_mib(pids: &[i32]) -> Option<f64> {
     let mut files = BTreeMap::new();
     for fd in pids.iter().flat_map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).unwrap()).flatten() {
         if fs::read_link(fd.path()).is_ok_and(|target| target.to_string_lossy().starts_with(MEMORY_FILE)) {
             let file = fs::metadata(fd.path()).unwrap();
-            files.insert((file.dev(), file.ino()), file.blocks() as f64 / 2.0);
+            files.insert((file.dev(), file.ino()), file.blocks() as f64 * 512.0 / 1048576.0);
         }
     }
-    let mapped = pids.iter().map(|pid| smaps_kb(*pid, "Pss:", |line| !line.contains(MEMORY_FILE)));
-    mapped.chain(files.into_values()).sum::<f64>() / 1024.0
-}
-
-/// Of the guest's memory, what has been touched, in MiB; none where the VMM holds no memfd.
-fn guest_mib(vmm: i32) -> Option<f64> {
-    let blocks = host(&format!(
-        "for fd in /proc/{vmm}/fd/*; do case $(readlink $fd) in /memfd:*) stat -L -c '%b' $fd; break;; esac; done"
-    ));
-    blocks.parse::<f64>().ok().map(|blocks| blocks * 512.0 / 1048576.0)
+    (!files.is_empty()).then(|| files.into_values().sum())
 }
 
 /// What the second container of a pod costs beside the first, which on KVM starts from a template most often, and boots else.
@@ -460,7 +458,7 @@ fn memory_of_pods(table: &mut Table) {
         thread::sleep(std::time::Duration::from_secs(2));
         let all: Vec<i32> = pods[..count].iter().flat_map(|pod| processes_of(pod)).collect();
         let vmms = pods[..count].iter().filter_map(|pod| Processes::of(&pod[0].id).with_role("vmm"));
-        let guests: Option<f64> = vmms.map(guest_mib).sum();
+        let guests: Option<f64> = vmms.map(|vmm| memory_files_mib(&[vmm])).sum();
         // QEMU, which emulates, keeps what it has translated.
         let bound = guests.filter(|_| place() == Place::Kvm).map(|guests| guests / count as f64 + 20.0);
         table.row(

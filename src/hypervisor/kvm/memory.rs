@@ -74,6 +74,19 @@ pub fn ranges(memory_mib: u32) -> Vec<(u64, u64)> {
     ranges
 }
 
+/// `range` without `others`, which are ascending.
+pub fn without(range: Range<u64>, others: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut parts = Vec::new();
+    let mut start = range.start;
+    for other in others.iter().filter(|other| other.start < range.end && other.end > range.start) {
+        parts.push(start..other.start);
+        start = other.end;
+    }
+    parts.push(start..range.end);
+    parts.retain(|part| part.start < part.end);
+    parts
+}
+
 /// Where memory can be plugged: start and length, in whole blocks. `None` where there can be no more than at the start.
 pub fn plug_region(memory_mib: u32, max_memory_mib: u32) -> Option<(u64, u64)> {
     let (start, length) = *ranges(memory_mib).last().expect("there is memory");
@@ -196,5 +209,12 @@ mod tests {
         let high = memory.find_region(GuestAddress(GAP_END)).expect("high memory");
         assert_eq!(high.file_offset().map(FileOffset::start), Some(GAP));
         assert!(memory.find_region(GuestAddress(GAP)).is_none());
+    }
+
+    #[test]
+    fn what_is_left_of_a_range_is_in_parts() {
+        assert_eq!(without(2..9, &[0..1, 1..3, 5..6, 8..20]), [3..5, 6..8]);
+        assert!(without(2..9, &[0..2, 9..10]).iter().eq([&(2..9)]));
+        assert!(without(2..9, std::slice::from_ref(&(0..20))).is_empty());
     }
 }

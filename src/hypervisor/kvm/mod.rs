@@ -65,6 +65,7 @@ struct KvmVm {
     control: PathBuf,
     /// What becomes of a template when the guest is up, and the VMM's ear for that.
     template: Option<(Template, UnixStream)>,
+    /// Of a machine that made one.
     observer: Option<Observer>,
 }
 

@@ -133,7 +133,7 @@ pub fn load(template: &File, memory: &File, mapping: &Memory, dedicated: &[Range
     let memory_bytes = memory.metadata().map_err(failed())?.len();
     let mut template = template;
     for (start, end) in data(template, memory_bytes).map_err(Error::host("look through a template"))? {
-        for part in without(start..end, dedicated) {
+        for part in memory::without(start..end, dedicated) {
             template.seek(SeekFrom::Start(part.start)).map_err(failed())?;
             let length = part.end - part.start;
             if image::send(template, memory, part.start, length).map_err(failed())? != length {
@@ -151,19 +151,6 @@ fn largest(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     ranges.truncate(MAX_DEDICATED);
     ranges.sort_by_key(|range| range.start);
     ranges
-}
-
-/// `range` without `others`, which are ascending.
-pub fn without(range: Range<u64>, others: &[Range<u64>]) -> Vec<Range<u64>> {
-    let mut parts = Vec::new();
-    let mut start = range.start;
-    for other in others.iter().filter(|other| other.start < range.end && other.end > range.start) {
-        parts.push(start..other.start);
-        start = other.end;
-    }
-    parts.push(start..range.end);
-    parts.retain(|part| part.start < part.end);
-    parts
 }
 
 /// The parts of the first `length` bytes that are no holes.
@@ -227,7 +214,7 @@ fn lively(
 ) -> io::Result<Vec<Range<u64>>> {
     page_structures.sort_by_key(|range| range.start);
     let parts = data(template, memory_bytes.min(memory::GAP))?;
-    Ok(parts.into_iter().flat_map(|(start, end)| without(start..end, &page_structures)).collect())
+    Ok(parts.into_iter().flat_map(|(start, end)| memory::without(start..end, &page_structures)).collect())
 }
 
 /// What writes a template of this machine as soon as the agent has greeted and has nothing to do.
@@ -366,13 +353,6 @@ mod tests {
         let runs: Vec<_> =
             filled(&piece).into_iter().map(|(start, run)| (start / PAGE, run.len() / PAGE)).collect();
         assert_eq!(runs, [(1, 3), (4 + HOLE, 1)]);
-    }
-
-    #[test]
-    fn what_is_dedicated_is_not_copied() {
-        assert_eq!(without(2..9, &[0..1, 1..3, 5..6, 8..20]), [3..5, 6..8]);
-        assert!(without(2..9, &[0..2, 9..10]).iter().eq([&(2..9)]));
-        assert!(without(2..9, std::slice::from_ref(&(0..20))).is_empty());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use vm_memory::{GuestMemory, GuestMemoryRegion};
 
-use super::{memory, snapshot};
+use super::memory;
 use crate::devices::Memory;
 use crate::sys;
 
@@ -77,7 +77,7 @@ impl WorkingSet {
     pub fn ahead(&self, held: &[Range<u64>]) -> Vec<Range<u64>> {
         let of_held = held.iter().flat_map(|range| self.within(range, NEAR));
         let end = self.0.len() as u64 * 8 * PAGE;
-        let others = snapshot::without(0..end, held);
+        let others = memory::without(0..end, held);
         let fresh: Vec<_> = others.iter().flat_map(|range| self.within(range, 0)).collect();
         let is_much = fresh.iter().map(|range| range.end - range.start).sum::<u64>() > MAX_FRESH;
         of_held.chain(if is_much { vec![] } else { fresh }).collect()
